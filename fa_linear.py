@@ -1,0 +1,87 @@
+"""Feedback alignment for one linear layer, as a drop-in for `torch.nn.Linear`.
+
+Backpropagation (BP) teaches the layers below y = W x + b by sending the error
+e = dL/dy back through the transpose of the forward weights:
+
+    BP:  dL/dx = W^T e
+
+Feedback alignment (FA) sends it through a fixed random matrix B instead:
+
+    FA:  dL/dx = B^T e
+
+The layer's own weights learn as under BP (dL/dW = e x^T, dL/db = e). While they do,
+W turns toward B, and B^T e becomes a useful teaching signal for the layers below.
+
+Source: T. P. Lillicrap, D. Cownden, D. B. Tweed, C. J. Akerman, "Random synaptic
+feedback weights support error backpropagation for deep learning", Nature
+Communications 7:13276 (2016), doi:10.1038/ncomms13276.
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class FALinearFunction(torch.autograd.Function):
+    """y = x W^T + b, whose backward pass uses `feedback` (B) in place of `weight` (W).
+
+    Rows are examples here, so a column equation such as B^T e reads e @ B in the code.
+
+    Shapes: input (..., in_features), weight (out_features, in_features), bias
+    (out_features,) or None, feedback (out_features, in_features), output
+    (..., out_features); `...` stands for any leading dimensions, or none.
+    """
+
+    generate_vmap_rule = True  # makes it work under torch.func.vmap
+
+    @staticmethod
+    def forward(input, weight, bias, feedback):
+        return F.linear(input, weight, bias)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        input, _weight, _bias, feedback = inputs
+        ctx.save_for_backward(input, feedback)  # backward has no need of the weight!
+
+    @staticmethod
+    def backward(ctx, grad_output):
+        input, feedback = ctx.saved_tensors
+        # Under autocast the error arrives in a lower precision than was saved.
+        input, feedback = input.to(grad_output.dtype), feedback.to(grad_output.dtype)
+        grad_input = grad_weight = grad_bias = None
+        if ctx.needs_input_grad[0]:
+            grad_input = grad_output @ feedback  # <-- FA. BP: grad_output @ weight
+        if ctx.needs_input_grad[1]:
+            grad_weight = torch.einsum("...o,...i->oi", grad_output, input)
+        if ctx.needs_input_grad[2]:
+            grad_bias = torch.einsum("...o->o", grad_output)
+        return grad_input, grad_weight, grad_bias, None  # feedback is never trained
+
+
+class FALinear(nn.Linear):
+    """`nn.Linear` that teaches the layers below it by feedback alignment.
+
+    Takes the arguments of `nn.Linear`, computes the same output and raises the same
+    errors. In a network's first layer it is `nn.Linear`: nothing lies below to teach.
+
+    Attributes:
+        weight: W, shape (out_features, in_features), trained.
+        bias: b, shape (out_features,), trained; None with `bias=False`.
+        feedback: B, shape (out_features, in_features), a buffer: saved in `state_dict`
+            and moved by `.to`, but no parameter, so no optimizer ever changes it.
+    """
+
+    def reset_parameters(self) -> None:
+        """Draw weight and bias as `nn.Linear` does, and a new feedback matrix.
+
+        The feedback is Kaiming-uniform, U(-s, s) with s = sqrt(6 / in_features). Its
+        scale acts like a learning rate for the layers below.
+        """
+        super().reset_parameters()
+        if not hasattr(self, "feedback"):  # the first call, from nn.Linear.__init__
+            self.register_buffer("feedback", torch.empty_like(self.weight))
+        nn.init.kaiming_uniform_(self.feedback)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Return input W^T + b: (..., in_features) -> (..., out_features)."""
+        return FALinearFunction.apply(input, self.weight, self.bias, self.feedback)
