@@ -577,10 +577,15 @@ def data_folder(text: str) -> Path:
 
 def out_folder(text: str) -> Path:
     path = Path(text)
-    if not nearest_existing(path).is_dir():
-        raise argparse.ArgumentTypeError(f"{text!r} is a file; accepts a folder")
-    if (path / "losses.csv").exists():
-        raise argparse.ArgumentTypeError(f"{text!r} already holds a run")
+    try:
+        if not nearest_existing(path).is_dir():
+            raise argparse.ArgumentTypeError(f"{text!r} is a file; accepts a folder")
+        if (path / "losses.csv").exists():
+            raise argparse.ArgumentTypeError(f"{text!r} already holds a run")
+    except OSError as error:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not a folder that can be written ({error.strerror})"
+        ) from error
     return path
 
 
@@ -684,9 +689,9 @@ def make_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def main() -> int:
+def main(arguments: list[str] | None = None) -> int:
     parser = make_parser()
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     options.rules.sort(key=list(RULES).index)
     for name, values in ("rules", options.rules), ("seeds", options.seeds):
         if len(set(values)) < len(values):

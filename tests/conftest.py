@@ -1,0 +1,36 @@
+"""What the tests share: the project on the path, and a data set small enough for them."""
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))
+sys.dont_write_bytecode = True  # leave nothing behind in the checkout
+os.environ["PYTHONDONTWRITEBYTECODE"] = "1"
+
+import train_fa_vs_bp_linear_model as script
+
+# Threads gain nothing on networks this small, and wait long for each other on a busy CPU.
+os.environ["OMP_NUM_THREADS"] = "1"  # for the processes that tests start
+torch.set_num_threads(1)
+
+
+@pytest.fixture
+def small(monkeypatch, tmp_path):
+    """A stand-in of 300 + 100 images, and an empty folder to work in."""
+    monkeypatch.setattr(script, "TRAIN_SIZE", 300)
+    monkeypatch.setattr(script, "TEST_SIZE", 100)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture(scope="session")
+def mnist_dir():
+    """The folder that holds MNIST, for the tests that need it."""
+    if "MNIST_DIR" not in os.environ:
+        pytest.skip("MNIST_DIR does not name a folder that holds MNIST")
+    return Path(os.environ["MNIST_DIR"]).absolute()
