@@ -16,7 +16,7 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 from matplotlib import pyplot as plt
-from matplotlib.ticker import LogFormatter
+from matplotlib.ticker import LogLocator, NullFormatter
 
 # Colours that colour-blind readers can tell apart (Okabe and Ito 2008). FA and BP often
 # lie on each other: the wide solid line stays visible under the thin dashed one.
@@ -88,19 +88,18 @@ def read_config(log_path: Path) -> dict:
 
 def describe(config: dict, seeds: int) -> str:
     """Return the title: the data set and the settings."""
+    spread = "1 seed"
+    if seeds > 1:
+        spread = f"mean ± standard deviation over {seeds} seeds"
     try:
-        settings = (
-            "Linear network 784-{hidden}-10 on {dataset_used}\n"
+        return (
+            f"Linear network 784-{{hidden}}-10 on {{dataset_used}}, {spread}\n"
             "SGD, learning rate {lr:g}, Nesterov momentum {momentum:g}, "
             "weight decay {weight_decay:g}, batch {batch_size}, "
             "initial weights × {init_scale:g}"
         ).format_map(config)
     except (KeyError, TypeError, ValueError):
-        settings = "Data set and settings unknown: no config.json beside the log"
-    spread = (
-        f", mean ± standard deviation over {seeds} seeds" if seeds > 1 else ", 1 seed"
-    )
-    return settings + spread
+        return f"Data set and settings unknown: no config.json beside the log; {spread}"
 
 
 def plot(log: dict[str, np.ndarray], config: dict) -> plt.Figure:
@@ -136,11 +135,14 @@ def plot(log: dict[str, np.ndarray], config: dict) -> plt.Figure:
     axes["loss"].set(
         title="Training loss: do the networks learn alike?",
         ylabel="cross-entropy (nats)",
-        yscale="log",
     )
-    # 0.3 instead of 3 x 10^-1, and not every tick where there are many.
-    formatter = LogFormatter(minor_thresholds=(2, 0.5))
-    axes["loss"].yaxis.set(major_formatter=formatter, minor_formatter=formatter)
+    if any((line.get_ydata() > 0).any() for line in axes["loss"].lines):
+        axes["loss"].set_yscale("log")  # which fails if every loss is nan
+        axes["loss"].yaxis.set(
+            major_locator=LogLocator(subs=(1, 2, 3, 5)),
+            major_formatter="{x:g}",  # 0.3 instead of 3 x 10^-1
+            minor_formatter=NullFormatter(),
+        )
     axes["loss"].legend()
     if "error" in axes:
         axes["error"].set(
@@ -190,12 +192,13 @@ def main(arguments: list[str] | None = None) -> int:
 
     try:
         log_path = find_log(options.run)
-        out = options.out or log_path.with_name("losses.png")
         figure = plot(read_log(log_path), read_config(log_path))
-        figure.savefig(out, dpi=100)
     except LogError as error:
         print(f"{parser.prog}: error: {error}", file=sys.stderr)
         return 2
+    out = options.out or log_path.with_name("losses.png")
+    try:
+        figure.savefig(out, format=out.suffix[1:] or "png", dpi=100)
     except (OSError, ValueError) as error:  # ValueError: no such picture format
         print(f"{parser.prog}: error: cannot write {out}: {error}", file=sys.stderr)
         return 2

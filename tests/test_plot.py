@@ -21,13 +21,15 @@ HEADER = (
 ROWS = ["0,0,5,2,3,4,20,30,40,60", "0,0,10,1,2,3,10,20,30,50"]
 ROWS += ["1,0,5,4,3,4,22,30,40,70", "1,0,10,1,2,3,10,20,30,50"]
 
+LOG = "\n".join([HEADER, *ROWS, ""])
+
 
 @pytest.fixture
 def run(tmp_path, monkeypatch):
     """Return a function that writes a run with the given text as its log."""
     monkeypatch.chdir(tmp_path)
 
-    def write(text=HEADER + "\n" + "\n".join(ROWS) + "\n", name="a"):
+    def write(text=LOG, name="a"):
         folder = Path("runs", name)
         folder.mkdir(parents=True)
         (folder / "losses.csv").write_text(text)
