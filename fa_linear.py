@@ -51,10 +51,12 @@ class FALinearFunction(torch.autograd.Function):
         grad_input = grad_weight = grad_bias = None
         if ctx.needs_input_grad[0]:
             grad_input = grad_output @ feedback  # <-- FA. BP: grad_output @ weight
+        # The rest is as under BP: sums over the examples, a row each, however they came.
+        error = grad_output.unsqueeze(0).flatten(0, -2)
         if ctx.needs_input_grad[1]:
-            grad_weight = torch.einsum("...o,...i->oi", grad_output, input)
+            grad_weight = error.T @ input.unsqueeze(0).flatten(0, -2)
         if ctx.needs_input_grad[2]:
-            grad_bias = torch.einsum("...o->o", grad_output)
+            grad_bias = error.sum(0)
         return grad_input, grad_weight, grad_bias, None  # feedback is never trained
 
 

@@ -156,15 +156,14 @@ def plot(log: dict[str, np.ndarray], config: dict) -> plt.Figure:
         axes["angle"].annotate(
             "90°: unrelated, the hidden layer learns nothing useful",
             (points[-1], 90),
-            (0, -4),
+            (0, 4),
             textcoords="offset points",
             ha="right",
-            va="top",
         )
         axes["angle"].set(
             title="Angle between FA's and BP's teaching signal: does FA align? (BP: 0°)",
             ylabel="angle (degrees)",
-            ylim=(0, 100),
+            ylim=(0, 110),
             yticks=range(0, 91, 30),
         )
     grid[-1, 0].set(xlabel="epoch (passes over the training images)", xlim=(0, None))

@@ -213,26 +213,23 @@ def train(
     for epoch in range(options.epochs):
         order = torch.randperm(len(digits.train_images), generator=shuffle)
         mini_batches = order.to(options.device).split(options.batch_size)
-        loss_sums, steps_summed = dict.fromkeys(networks, 0.0), 0
-        for step, batch in enumerate(mini_batches, start=1):
-            images = normalise(digits.train_images[batch])
-            labels = digits.train_labels[batch]
+        for first in range(0, len(mini_batches), options.log_every):
+            row_batches = mini_batches[first : first + options.log_every]
+            losses = {}
+            # One network after the other, as its weights then stay in the CPU's cache.
             for rule, network in networks.items():
-                loss = F.cross_entropy(network(images), labels)
-                optimizers[rule].zero_grad()
-                loss.backward()
-                optimizers[rule].step()
-                loss_sums[rule] += loss.detach()
-            steps_summed += 1
-
-            if step % options.log_every == 0 or step == len(mini_batches):
-                losses = {
-                    f"{rule}_loss": loss_sums[rule] / steps_summed for rule in networks
-                }
-                measures = evaluate(networks, test_images, digits.test_labels)
-                numbers = to_numbers(losses | measures)
-                yield {"seed": seed, "epoch": epoch, "step": step, **numbers}
-                loss_sums, steps_summed = dict.fromkeys(networks, 0.0), 0
+                loss_sum = 0.0
+                for batch in row_batches:
+                    images = normalise(digits.train_images[batch])
+                    loss = F.cross_entropy(network(images), digits.train_labels[batch])
+                    loss.backward()
+                    optimizers[rule].step()
+                    optimizers[rule].zero_grad()
+                    loss_sum += loss.detach()
+                losses[f"{rule}_loss"] = loss_sum / len(row_batches)
+            measures = evaluate(networks, test_images, digits.test_labels)
+            position = {"seed": seed, "epoch": epoch, "step": first + len(row_batches)}
+            yield position | to_numbers(losses | measures)
 
 
 # The data
