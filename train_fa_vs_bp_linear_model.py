@@ -14,6 +14,7 @@ Usage: python train_fa_vs_bp_linear_model.py --help
 """
 
 import argparse
+import contextlib
 import csv
 import itertools
 import json
@@ -21,7 +22,6 @@ import math
 import os
 import shlex
 import socket
-import statistics
 import sys
 import tempfile
 import time
@@ -398,17 +398,22 @@ def new_run_folder(out: Path | None) -> Path:
     Raises:
         ArgumentError: the folder cannot be created.
     """
-    now = datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
-    for attempt in itertools.count(1):  # two runs in one second get two folders
-        folder = out or Path("runs", now if attempt == 1 else f"{now}_{attempt}")
-        try:
-            folder.mkdir(parents=True, exist_ok=folder == out)
-            return folder
-        except OSError as error:
-            if isinstance(error, FileExistsError) and folder != out:
-                continue
-            reason = f"cannot create {folder}: {error.strerror}"
-            raise argparse.ArgumentError(None, f"argument --out: {reason}") from error
+    try:
+        if out:
+            out.mkdir(parents=True, exist_ok=True)
+            return out
+        Path("runs").mkdir(exist_ok=True)
+        now = datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
+        for attempt in itertools.count(1):
+            folder = Path("runs", now if attempt == 1 else f"{now}_{attempt}")
+            # Another run may have started in the same second.
+            with contextlib.suppress(FileExistsError):
+                folder.mkdir()
+                return folder
+    except OSError as error:
+        raise argparse.ArgumentError(
+            None, f"argument --out: cannot create {error.filename}: {error.strerror}"
+        ) from error
 
 
 def log_columns(rules: list[str]) -> list[str]:
@@ -509,10 +514,10 @@ def print_summary(columns: list[str], last_rows: list[dict], data: str) -> None:
     for column in columns:
         if not column.endswith("_error") and column != "angle":
             continue
-        values = [row[column] for row in last_rows]
-        text = f"{statistics.fmean(values):6.2f}"
+        values = torch.tensor([row[column] for row in last_rows])
+        text = f"{values.mean():6.2f}"
         if len(values) > 1:
-            text += f" \N{PLUS-MINUS SIGN} {statistics.stdev(values):.2f}"
+            text += f" \N{PLUS-MINUS SIGN} {values.std():.2f}"
         if column == "angle":
             print(f"  angle              {text} degrees")
         else:
