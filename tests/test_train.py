@@ -90,6 +90,11 @@ def test_all_networks_see_the_same_batches_and_every_image_once_an_epoch(small):
     drawn = torch.cat(seen["fa"]).sum(1).sort().values
     images = script.normalise(digits.train_images).sum(1).sort().values
     torch.testing.assert_close(drawn, images)
+    first = seen["fa"][0]
+    for seed, same in (0, True), (1, False):
+        seen["fa"].clear()
+        next(script.train(networks, digits, options, seed))
+        assert torch.equal(seen["fa"][0], first) is same
 
 
 def test_fa_with_feedback_tied_to_the_weights_is_bp(small):
