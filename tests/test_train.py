@@ -637,13 +637,13 @@ def test_a_killed_run_leaves_rows_that_plot(tmp_path):
 
 
 def test_a_full_disk_ends_the_run_with_a_clear_message(tmp_path):
-    def limit_files_to_1_kilobyte():
-        resource.setrlimit(resource.RLIMIT_FSIZE, (1024, 1024))
+    def limit_files_to_4_kilobytes():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
 
     process = subprocess.run(
         LONG,
         cwd=tmp_path,
-        preexec_fn=limit_files_to_1_kilobyte,
+        preexec_fn=limit_files_to_4_kilobytes,
         capture_output=True,
         check=False,
     )
@@ -652,5 +652,5 @@ def test_a_full_disk_ends_the_run_with_a_clear_message(tmp_path):
     assert "File too large" in last_line
     assert "run/losses.csv" in last_line
     assert b"Traceback" not in process.stderr
-    assert (tmp_path / "run" / "losses.csv").stat().st_size == 1024
+    assert (tmp_path / "run" / "losses.csv").stat().st_size == 4096
     assert plot_losses.main([str(tmp_path / "run")]) == 0
