@@ -47,8 +47,8 @@ MNIST_FILES = [Path(name).stem for name, _ in MNIST.resources]
 # Seconds without an answer. A download waits at most three times in a row: 24 seconds.
 DOWNLOAD_TIMEOUT = 8
 
-# The angle's mean over these first test images is within 0.1 degrees of that over all
-# 10,000, for a tenth of the time and memory.
+# The angle is a mean over this many test images. All 10,000 would take ten times the time
+# and memory and move it by 0.1 degrees (0.4 in the first row; MNIST, seed 0).
 ANGLE_IMAGES = 1000
 
 

@@ -21,9 +21,9 @@ def test_the_results_table_is_that_of_the_committed_run():
     rows = [row for row in last_rows("mnist") if row["epoch"] == "4"]
     assert [row["seed"] for row in rows] == list("01234")
     for label, column, unit in [
-        ("FA", "fa_error", " %"),
-        ("BP", "bp_error", " %"),
-        ("shallow (hidden layer frozen)", "shallow_error", " %"),
+        ("test error, FA", "fa_error", " %"),
+        ("test error, BP", "bp_error", " %"),
+        ("test error, shallow (hidden layer frozen)", "shallow_error", " %"),
         ("angle between FA's and BP's teaching signal", "angle", "°"),
     ]:
         values = [float(row[column]) for row in rows]
