@@ -628,7 +628,7 @@ def make_parser() -> argparse.ArgumentParser:
     )
     add(
         "--lr",
-        type=number(float, 1e-12, 1e12),
+        type=number(float, 1e-9, 1e6),
         default=1e-3,
         help="learning rate of SGD (default: %(default)s)",
     )
