@@ -93,11 +93,12 @@ def describe(config: dict, seeds: int) -> str:
         spread = f"mean ± standard deviation over {seeds} seeds"
     try:
         return (
-            f"Linear network 784-{{hidden}}-10 on {{dataset_used}}, {spread}\n"
-            "SGD, learning rate {lr:g}, Nesterov momentum {momentum:g}, "
-            "weight decay {weight_decay:g}, batch {batch_size}, "
-            "initial weights × {init_scale:g}"
-        ).format_map(config)
+            f"Linear network 784-{config['hidden']}-10 on {config['dataset_used']}, "
+            f"{spread}\nSGD, learning rate {config['lr']:g}, "
+            f"Nesterov momentum {config['momentum']:g}, "
+            f"weight decay {config['weight_decay']:g}, batch {config['batch_size']}, "
+            f"initial weights × {config['init_scale']:g}"
+        )
     except (KeyError, TypeError, ValueError):
         return f"Data set and settings unknown: no config.json beside the log; {spread}"
 

@@ -205,7 +205,8 @@ def train(
     loss over the mini-batches since the previous row, and what `evaluate` measures.
     """
     optimizers = {
-        rule: make_optimizer(network, options) for rule, network in networks.items()
+        rule: make_optimizer(network.to(options.device), options)
+        for rule, network in networks.items()
     }
     test_images = normalise(digits.test_images)
     shuffle = torch.Generator().manual_seed(seed)
@@ -247,7 +248,7 @@ def load_digits(dataset: str, data_dir: Path) -> Digits:
     try:
         return load_mnist(data_dir)
     except (OSError, RuntimeError, HTTPException) as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
+        reason = one_line(error)
     if dataset == "mnist" or (data_dir / "MNIST").exists():
         raise argparse.ArgumentError(
             None,
@@ -261,6 +262,10 @@ def load_digits(dataset: str, data_dir: Path) -> Digits:
         flush=True,
     )
     return synthetic_digits()
+
+
+def one_line(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 def load_mnist(data_dir: Path) -> Digits:
@@ -281,7 +286,7 @@ def load_mnist(data_dir: Path) -> Digits:
             if part.targets.max() >= CLASSES:
                 raise ValueError("labels above 9")
     except Exception as error:  # torchvision raises nearly anything on a damaged file
-        reason = " ".join(str(error).split()) or type(error).__name__
+        reason = one_line(error)
         raise argparse.ArgumentError(
             None,
             f"argument --data-dir: the files in {raw} are not MNIST or are damaged "
@@ -362,18 +367,15 @@ def typeset_digits() -> Tensor:
     from matplotlib import get_data_path
     from matplotlib.ft2font import FT2Font
 
-    dejavu = ["DejaVuSans", "DejaVuSansMono", "DejaVuSerif"]
-    slants = {"DejaVuSerif": "Italic"}
     fonts = ["STIXGeneral", "STIXGeneralBol", "STIXGeneralItalic", "STIXGeneralBolIta"]
     fonts += ["cmr10", "cmb10", "cmss10", "cmtt10"]  # Computer Modern
-    for family in dejavu:
-        slant = slants.get(family, "Oblique")
-        fonts += [
-            family,
-            f"{family}-Bold",
-            f"{family}-{slant}",
-            f"{family}-Bold{slant}",
-        ]
+    for family, slant in (
+        ("Sans", "Oblique"),
+        ("SansMono", "Oblique"),
+        ("Serif", "Italic"),
+    ):
+        styles = ["", "-Bold", f"-{slant}", f"-Bold{slant}"]
+        fonts += [f"DejaVu{family}{style}" for style in styles]
 
     glyphs = []
     for name in fonts:
@@ -474,23 +476,17 @@ def run(options: argparse.Namespace, digits: Digits, folder: Path) -> None:
             networks = matched_networks(
                 options.rules, options.hidden, options.init_scale, seed
             )
-            for network in networks.values():
-                network.to(options.device)
             overflowed = set()
             for row in train(networks, digits, options, seed):
-                log.writerow(
-                    f"{value:.6g}" if isinstance(value, float) else value
-                    for value in row.values()
-                )
+                values = [row[column] for column in columns]
+                log.writerow(f"{v:.6g}" if isinstance(v, float) else v for v in values)
                 epochs_done = seeds_done * options.epochs + row["epoch"]
                 steps_done = epochs_done * steps_per_epoch + row["step"]
                 elapsed = time.monotonic() - started
                 time_left = elapsed * (total_steps / steps_done - 1)
-                print_table_row(
-                    headings,
-                    [cell(column, row[column]) for column in columns[1:]]
-                    + [str(timedelta(seconds=round(time_left)))],
-                )
+                cells = list(map(cell, columns[1:], values[1:]))
+                cells.append(str(timedelta(seconds=round(time_left))))
+                print_table_row(headings, cells)
                 for rule in networks:
                     if math.isnan(row[f"{rule}_loss"]) and rule not in overflowed:
                         overflowed.add(rule)

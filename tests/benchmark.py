@@ -37,9 +37,9 @@ class MNISTOf(MNIST):
 
 def own_steps(digits, options):
     """The script's training loop, its row of the log included."""
-    networks = script.matched_networks(["fa", "bp"], options.hidden, 0.1, seed=0)
-    for network in networks.values():
-        network.to(options.device)
+    networks = script.matched_networks(
+        ["fa", "bp"], options.hidden, options.init_scale, seed=0
+    )
     rows = script.train(networks, digits, options, seed=0)
     return lambda: next(rows)
 
