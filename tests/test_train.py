@@ -644,6 +644,26 @@ def test_ctrl_c_keeps_every_row_and_says_where(tmp_path):
     assert plot_losses.main([str(tmp_path / "run")]) == 0
 
 
+def test_ctrl_c_does_not_wait_for_the_next_row():
+    count = 30_000  # mini-batches of one image, and one row: half a minute or more
+    images, labels = (
+        torch.zeros(count, 784, dtype=torch.uint8),
+        torch.zeros(count).long(),
+    )
+    digits = script.Digits("zeros", images, labels, images[:10], labels[:10])
+    options = script.make_parser().parse_args(
+        ["--batch-size=1", "--hidden=1", f"--log-every={count}", "--device=cpu"]
+    )
+    networks = script.matched_networks(options.rules, options.hidden, 0.1, seed=0)
+    main_thread = threading.main_thread().ident
+    ctrl_c = threading.Timer(1, signal.pthread_kill, [main_thread, signal.SIGINT])
+    started = time.monotonic()
+    ctrl_c.start()
+    with pytest.raises(KeyboardInterrupt):
+        next(script.train(networks, digits, options, seed=0))
+    assert time.monotonic() - started < 10
+
+
 def test_a_killed_run_leaves_rows_that_plot(tmp_path):
     process = start_long_run(tmp_path)
     process.kill()
