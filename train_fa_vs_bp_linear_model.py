@@ -231,13 +231,12 @@ def train(
     shuffle = torch.Generator().manual_seed(seed)
     images_a_row = options.log_every * options.batch_size
 
-    # The networks have no part in common. So between two rows each trains in a thread of
-    # its own, on its share of the CPU's cores; on an accelerator one after the other.
-    workers = len(networks) if options.device.type == "cpu" else 1
-    cores = max(1, torch.get_num_threads() // workers)
+    # The networks have nothing in common, so on the CPU each trains in a thread of its own,
+    # on one core: layers this small gain little from a second.
     with ThreadPoolExecutor(
-        workers, initializer=torch.set_num_threads, initargs=[cores]
+        len(networks), initializer=torch.set_num_threads, initargs=[1]
     ) as threads:
+        for_each = threads.map if options.device.type == "cpu" else map
         for epoch in range(options.epochs):
             order = torch.randperm(len(digits.train_images), generator=shuffle)
             step = 0
@@ -247,7 +246,7 @@ def train(
                 mini_batches = list(zip(images, labels))
                 step += len(mini_batches)
                 try:
-                    losses = threads.map(
+                    losses = for_each(
                         partial(train_on, mini_batches), networks.values(), optimizers
                     )
                     measures = dict(zip([f"{rule}_loss" for rule in networks], losses))
