@@ -45,6 +45,17 @@ def own_steps(digits, options):
     return lambda: next(rows)
 
 
+def sgd(parameters, options, fused=None):
+    return torch.optim.SGD(
+        parameters,
+        lr=options.lr,
+        momentum=options.momentum,
+        nesterov=True,
+        weight_decay=options.weight_decay,
+        fused=fused,
+    )
+
+
 def textbook_steps(digits, options):
     """What one would write without thinking of speed."""
     transform = Compose([ToTensor(), Normalize(script.PIXEL_MEAN, script.PIXEL_STD)])
@@ -55,15 +66,7 @@ def textbook_steps(digits, options):
     for rule in "fa", "bp":
         network = nn.Sequential(nn.Flatten(), script.make_network(rule, options.hidden))
         networks.append(network.to(options.device))
-        optimizers.append(
-            torch.optim.SGD(
-                network.parameters(),
-                lr=options.lr,
-                momentum=options.momentum,
-                nesterov=True,
-                weight_decay=options.weight_decay,
-            )
-        )
+        optimizers.append(sgd(network.parameters(), options))
 
     def steps():
         for images, labels in itertools.islice(batches, STEPS):
@@ -89,17 +92,7 @@ def floor_steps(digits, options, in_threads):
         nn.Parameter(torch.randn(options.hidden, 784, device=options.device) / 100)
         for _ in range(2)
     ]
-    optimizers = [
-        torch.optim.SGD(
-            [weight],
-            lr=options.lr,
-            momentum=options.momentum,
-            nesterov=True,
-            weight_decay=options.weight_decay,
-            fused=True,
-        )
-        for weight in weights
-    ]
+    optimizers = [sgd([weight], options, fused=True) for weight in weights]
     threads = ThreadPoolExecutor(2, initializer=torch.set_num_threads, initargs=[1])
     for_each = threads.map if in_threads else map
 

@@ -28,11 +28,9 @@ def small(monkeypatch, tmp_path):
     return tmp_path
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def mnist_dir():
     """The folder that holds MNIST, for the tests that need it."""
     if "MNIST_DIR" not in os.environ:
         pytest.skip("MNIST_DIR does not name a folder that holds MNIST")
-    torch.set_num_threads(os.cpu_count())  # here the networks have their full size
-    yield Path(os.environ["MNIST_DIR"]).absolute()
-    torch.set_num_threads(1)
+    return Path(os.environ["MNIST_DIR"]).absolute()

@@ -230,7 +230,7 @@ def test_rows_appear_at_the_right_steps(small, batch_size, log_every, steps):
 def test_an_epoch_on_mnist_ends_where_the_committed_run_does(
     mnist_dir, tmp_path, capsys
 ):
-    """Up to what another thread count or library makes of the rounding."""
+    """Up to what another processor or library makes of the rounding."""
     digits = script.load_digits("mnist", mnist_dir)
     assert script.normalise(digits.train_images).mean().abs() < 0.001
     assert script.normalise(digits.train_images).std() == pytest.approx(1, abs=0.001)
@@ -610,7 +610,8 @@ def test_a_network_that_overflows_is_nan_and_the_others_go_on(
 
 
 # The script in a process of its own, on the small stand-in, for hours.
-SMALL_SCRIPT = "import sys, train_fa_vs_bp_linear_model as script\n"
+SMALL_SCRIPT = f"import sys; sys.path.insert(0, {str(SCRIPT.parent)!r})\n"
+SMALL_SCRIPT += "import train_fa_vs_bp_linear_model as script\n"
 SMALL_SCRIPT += "script.TRAIN_SIZE, script.TEST_SIZE = 300, 100\n"
 SMALL_SCRIPT += "sys.exit(script.main(sys.argv[1:]))"
 LONG = [sys.executable, "-c", SMALL_SCRIPT, *SMALL, "--log-every=1", "--out=run"]
@@ -620,11 +621,7 @@ LONG += ["--epochs=9999", "--batch-size=10"]
 def start_long_run(tmp_path):
     """Start a run that would take hours; return it once it has written some rows."""
     process = subprocess.Popen(
-        LONG,
-        cwd=tmp_path,
-        env=os.environ | {"PYTHONPATH": str(SCRIPT.parent)},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
+        LONG, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
     )
     log, started = tmp_path / "run" / "losses.csv", time.monotonic()
     while not (log.exists() and log.read_bytes().count(b"\n") > 5):
@@ -682,7 +679,6 @@ def test_a_full_disk_ends_the_run_with_a_clear_message(tmp_path):
     process = subprocess.run(
         LONG,
         cwd=tmp_path,
-        env=os.environ | {"PYTHONPATH": str(SCRIPT.parent)},
         preexec_fn=limit_files_to_4_kilobytes,
         capture_output=True,
         check=False,
