@@ -1,80 +1,59 @@
 """Train matched linear networks by feedback alignment and backpropagation, on MNIST.
 
-Three networks 784-1000-10 without non-linearity start from the same weights and see
-the same mini-batches; all that differs is how the hidden layer is taught:
+Three networks 784-20-10 without non-linearity start from the same weights and see the same
+mini-batches. All that differs is how the hidden layer learns:
 
-    fa       error sent back through a fixed random matrix (feedback alignment)
-    bp       error sent back through the transposed forward weights (backpropagation)
-    shallow  not at all: the hidden layer is frozen (the control)
+    fa       by the error sent back through a fixed random matrix B (feedback alignment)
+    bp       by the error sent back through the transposed forward weights W (backpropagation)
+    shallow  not at all: it is frozen, and only the read-out learns (the control)
 
-If FA only trained its read-out, it would do no better than `shallow`. The alignment
-angle says why it does better: the read-out weights W turn toward the feedback B.
-
-Usage: python train_fa_vs_bp_linear_model.py --help
+No read-out can tell ten digits apart from 20 random features (README.md says how well it may),
+so what leaves `shallow` far behind has taught its hidden layer. How FA can, the angle shows:
+W turns toward B.
 """
 
 import argparse
-import contextlib
 import csv
-import itertools
 import json
 import math
-import os
 import shlex
 import socket
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timedelta
-from functools import partial
-from http.client import HTTPException
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TextIO
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.datasets import MNIST
+from torchvision.transforms.functional import center_crop
 
 from fa_linear import FALinear
 
-RULES = {"fa": "FA", "bp": "BP", "shallow": "shallow"}  # as typed and as printed
+RULES = ["fa", "bp", "shallow"]
 PIXELS, CLASSES = 28 * 28, 10
 TRAIN_SIZE, TEST_SIZE = 60_000, 10_000  # MNIST's; the stand-in has as many
 PIXEL_MEAN, PIXEL_STD = 0.1307, 0.3081  # of MNIST's training images, scaled to [0, 1]
-
-MNIST_FILES = [Path(name).stem for name, _ in MNIST.resources]
-# Seconds without an answer. A download waits at most three times in a row: 24 seconds.
-DOWNLOAD_TIMEOUT = 8
-
-# The angle is a mean over this many test images. All 10,000 would take ten times the time
-# and memory and move it by 0.1 degrees (0.4 in the first row; MNIST, seed 0).
-ANGLE_IMAGES = 1000
-
-
-# The networks, and what makes them matched
+ANGLE_IMAGES = 1000  # test images for the mean angle; all 10,000 would move it by 0.1 degrees
 
 
 def make_network(rule: str, hidden: int) -> nn.Sequential:
     """Return a linear network 784-hidden-10 whose hidden layer learns by `rule`."""
-    if rule == "fa":
-        return nn.Sequential(nn.Linear(PIXELS, hidden), FALinear(hidden, CLASSES))
-    network = nn.Sequential(nn.Linear(PIXELS, hidden), nn.Linear(hidden, CLASSES))
-    if rule == "shallow":
-        network[0].requires_grad_(False)
+    read_out = FALinear if rule == "fa" else nn.Linear
+    network = nn.Sequential(nn.Linear(PIXELS, hidden), read_out(hidden, CLASSES))
+    network[0].requires_grad_(rule != "shallow")
     return network
 
 
-def matched_networks(
-    rules: list[str], hidden: int, init_scale: float, seed: int
-) -> dict[str, nn.Sequential]:
+def matched_networks(rules: list[str], hidden: int, init_scale: float, seed: int) -> nn.ModuleDict:
     """Return {rule: network}, all with the same initial forward weights and biases.
 
     Weights are U(-s, s) with s = init_scale * sqrt(6 / fan_in), Kaiming-uniform times
-    init_scale; biases are zero. The feedback keeps the full scale that `FALinear` gives
-    it: from small weights, W is soon dominated by what it learned through B.
+    init_scale; biases are zero. The feedback keeps the full scale that `FALinear` gives it:
+    from small weights, W is soon dominated by what it learned through B.
     """
     torch.manual_seed(seed)
     # Drawn whichever rules train, so that a seed means the same start for each of them.
@@ -83,88 +62,98 @@ def matched_networks(
         bound = init_scale * math.sqrt(6 / layer.in_features)
         nn.init.uniform_(layer.weight, -bound, bound)
         nn.init.zeros_(layer.bias)
-    networks = {rule: make_network(rule, hidden) for rule in rules}
+    networks = nn.ModuleDict({rule: make_network(rule, hidden) for rule in rules})
     for network in networks.values():
         # Not strict: `start` has a feedback matrix, which only FA has a place for.
         network.load_state_dict(start.state_dict(), strict=False)
     return networks
 
 
-# What is measured
+def train(
+    networks: nn.ModuleDict, digits: "Digits", options: argparse.Namespace, seed: int
+) -> Iterator[tuple[int, int, dict[str, float]]]:
+    """Train all networks on the same mini-batches in the same order; yield the log's rows.
+
+    A row is epoch (from 0), step within the epoch, and what `measure` returns for the mean
+    losses over the mini-batches since the row before. The first row is that of step 0, before
+    the first update, with the losses on the first mini-batch. The next come every
+    `options.log_every` steps and at each epoch's last.
+    """
+    optimizer = torch.optim.SGD(
+        networks.parameters(),
+        lr=options.lr,
+        momentum=options.momentum,
+        nesterov=options.momentum > 0,  # torch refuses Nesterov without momentum
+        weight_decay=options.weight_decay,
+        fused=True,  # one pass over the weights instead of six
+    )
+    shuffle = torch.Generator().manual_seed(seed)
+    for epoch in range(options.epochs):
+        order = torch.randperm(len(digits.train_images), generator=shuffle)
+        mini_batches = order.to(options.device).split(options.batch_size)
+        losses = []  # since the row before: for each step a tensor (networks,)
+        for step, mini_batch in enumerate(mini_batches, start=1):
+            images, labels = digits.train_images[mini_batch], digits.train_labels[mini_batch]
+            outputs = [network(images) for network in networks.values()]
+            loss = torch.stack([F.cross_entropy(output, labels) for output in outputs])
+            if epoch == 0 and step == 1:
+                yield 0, 0, measure(networks, loss, digits)
+            # No two networks share a weight, so the sum gives each just its own gradient.
+            loss.sum().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            losses.append(loss.detach())
+            if step % options.log_every == 0 or step == len(mini_batches):
+                yield epoch, step, measure(networks, torch.stack(losses).mean(dim=0), digits)
+                losses.clear()
+
+
+@torch.no_grad()
+def measure(networks: nn.ModuleDict, losses: Tensor, digits: "Digits") -> dict[str, float]:
+    """Return each network's loss and test error (in per cent), and FA's alignment angle.
+
+    The losses are given, shape (networks,). What overflowed is nan.
+    """
+    measures = {f"{rule}_loss": loss for rule, loss in zip(networks, losses)}
+    for rule, network in networks.items():
+        outputs = F.linear(digits.test_images, *collapse(network))
+        wrong = 100 * (outputs.argmax(dim=1) != digits.test_labels).float().mean()
+        # The argmax of nan is an index like any other, and would count as an answer.
+        measures[f"{rule}_error"] = torch.where(outputs.isfinite().all(), wrong, torch.nan)
+        if rule == "fa":
+            target = F.one_hot(digits.test_labels[:ANGLE_IMAGES], CLASSES)
+            error = outputs[:ANGLE_IMAGES].softmax(dim=1) - target  # dL/dy of the cross-entropy
+            measures["angle"] = alignment_angle(error, network[1].weight, network[1].feedback)
+    values = torch.stack(list(measures.values()))
+    values = values.where(values.isfinite(), torch.nan)
+    return dict(zip(measures, values.tolist()))  # waits for the device, once
 
 
 def collapse(network: nn.Sequential) -> tuple[Tensor, Tensor]:
     """Return the one linear map that a linear network amounts to.
 
     x -> W (W0 x + b0) + b = (W W0) x + (W b0 + b), as weight (10, 784) and bias (10,).
-    With 1000 hidden units, a test image then costs a hundredth of what it costs the
-    network, and the collapse itself as much as ten images do.
     """
     hidden, read_out = network
-    weight = read_out.weight @ hidden.weight
-    bias = read_out.weight @ hidden.bias + read_out.bias
-    return weight, bias
-
-
-def test_error(outputs: Tensor, labels: Tensor) -> Tensor:
-    """Return the share of wrong answers in per cent, a scalar; nan if any output is.
-
-    Shapes: outputs (n, 10), labels (n,).
-    """
-    wrong = 100 * (outputs.argmax(dim=1) != labels).float().mean()
-    # The argmax of nan is an index like any other, and would count as an answer.
-    return torch.where(outputs.isfinite().all(), wrong, torch.nan)
+    return read_out.weight @ hidden.weight, read_out.weight @ hidden.bias + read_out.bias
 
 
 def alignment_angle(error: Tensor, weight: Tensor, feedback: Tensor) -> Tensor:
     """Return the mean angle between FA's and BP's teaching signal, a scalar in degrees.
 
-    The signals are what the hidden layer gets, B^T e under FA and W^T e under BP: 0
-    degrees for BP itself, about 90 for unrelated matrices (Lillicrap et al. 2016, Figs.
-    1 and 2). An example whose signal is zero has no angle and is left out; nan if none
-    has one.
+    The signals are what the hidden layer gets, B^T e under FA and W^T e under BP: 0 degrees
+    for BP itself, about 90 for unrelated matrices (Lillicrap et al. 2016, Figs. 1 and 2). An
+    example whose signal is zero has no angle and is left out; nan if none has one.
 
     Shapes: error (n, 10), one example a row; weight and feedback (10, hidden).
     """
     fa, bp = error @ feedback, error @ weight
-    fa = fa / fa.norm(dim=1, keepdim=True)
-    bp = bp / bp.norm(dim=1, keepdim=True)
-    # Unlike the arc cosine, exact near 0 and 180 degrees (Kahan 2006, "How futile are
-    # mindless assessments of roundoff", section 12).
-    angle = 2 * torch.atan2((fa - bp).norm(dim=1), (fa + bp).norm(dim=1))
-    return angle.rad2deg().nanmean()
-
-
-@torch.no_grad()
-def evaluate(
-    networks: dict[str, nn.Sequential], images: Tensor, labels: Tensor
-) -> dict[str, Tensor]:
-    """Return the test error of each network, and FA's alignment angle."""
-    outputs = {
-        rule: F.linear(images, *collapse(network)) for rule, network in networks.items()
-    }
-    measures = {f"{rule}_error": test_error(outputs[rule], labels) for rule in networks}
-    if "fa" in networks:
-        # The error e = dL/dy of the cross-entropy: softmax(y) - target.
-        target = F.one_hot(labels[:ANGLE_IMAGES], CLASSES)
-        error = outputs["fa"][:ANGLE_IMAGES].softmax(dim=1) - target
-        read_out = networks["fa"][1]
-        measures["angle"] = alignment_angle(error, read_out.weight, read_out.feedback)
-    return measures
-
-
-def to_numbers(measures: dict[str, Tensor]) -> dict[str, float]:
-    """Return scalars as numbers, inf as nan; waits for the device once for them all."""
-    values = torch.stack(list(measures.values())).tolist()
-    values = [value if math.isfinite(value) else math.nan for value in values]
-    return dict(zip(measures, values))
-
-
-# Training
+    cosine = (fa * bp).sum(dim=1) / (fa.norm(dim=1) * bp.norm(dim=1))
+    return cosine.clamp(-1, 1).acos().rad2deg().nanmean()  # rounding may leave [-1, 1]
 
 
 class Digits(NamedTuple):
-    """A data set: images uint8 (n, 784), labels int64 (n,)."""
+    """A data set on the device: images float32 (n, 784), normalised; labels int64 (n,)."""
 
     name: str
     train_images: Tensor
@@ -172,217 +161,63 @@ class Digits(NamedTuple):
     test_images: Tensor
     test_labels: Tensor
 
-    def to(self, device: torch.device) -> "Digits":
-        return Digits(self.name, *(tensor.to(device) for tensor in self[1:]))
 
-
-def normalise(images: Tensor) -> Tensor:
-    """Scale grey levels 0 to 255 to mean 0 and standard deviation 1 over MNIST."""
-    # The division makes a new tensor; the rest works on it in place, to spare memory.
-    return (images / 255).sub_(PIXEL_MEAN).div_(PIXEL_STD)
-
-
-def make_optimizer(
-    network: nn.Module, options: argparse.Namespace
-) -> torch.optim.Optimizer:
-    return torch.optim.SGD(
-        network.parameters(),
-        lr=options.lr,
-        momentum=options.momentum,
-        nesterov=options.momentum > 0,  # torch refuses Nesterov without momentum
-        weight_decay=options.weight_decay,
-        fused=options.device.type == "cpu",  # one pass over the weights instead of six
-    )
-
-
-def train_on(
-    mini_batches: list[tuple[Tensor, Tensor]],
-    network: nn.Module,
-    optimizer: torch.optim.Optimizer,
-) -> Tensor:
-    """Train one network on mini-batches (images, labels); return its mean loss."""
-    losses = []
-    for images, labels in mini_batches:
-        loss = F.cross_entropy(network(normalise(images)), labels)
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        losses.append(loss.detach())
-    return torch.stack(losses).mean()
-
-
-def train(
-    networks: dict[str, nn.Sequential],
-    digits: Digits,
-    options: argparse.Namespace,
-    seed: int,
-) -> Iterator[dict[str, float]]:
-    """Train all networks on the same mini-batches in the same order; yield log rows.
-
-    A row comes every `options.log_every` steps and at each epoch's last step. It holds
-    seed, epoch (from 0), step within the epoch, then for each network the mean training
-    loss over the mini-batches since the previous row, and what `evaluate` measures.
-    """
-    optimizers = [
-        make_optimizer(network.to(options.device), options)
-        for network in networks.values()
-    ]
-    test_images = normalise(digits.test_images)
-    shuffle = torch.Generator().manual_seed(seed)
-    images_a_row = options.log_every * options.batch_size
-
-    # The networks have nothing in common, so on the CPU each trains in a thread of its own,
-    # on one core: layers this small gain little from a second.
-    with ThreadPoolExecutor(
-        len(networks), initializer=torch.set_num_threads, initargs=[1]
-    ) as threads:
-        for_each = threads.map if options.device.type == "cpu" else map
-        for epoch in range(options.epochs):
-            order = torch.randperm(len(digits.train_images), generator=shuffle)
-            step = 0
-            for indices in order.to(options.device).split(images_a_row):
-                images = digits.train_images[indices].split(options.batch_size)
-                labels = digits.train_labels[indices].split(options.batch_size)
-                mini_batches = list(zip(images, labels))
-                step += len(mini_batches)
-                try:
-                    losses = for_each(
-                        partial(train_on, mini_batches), networks.values(), optimizers
-                    )
-                    measures = dict(zip([f"{rule}_loss" for rule in networks], losses))
-                finally:
-                    mini_batches.clear()  # on Ctrl-C, the threads end at their next step
-                measures |= evaluate(networks, test_images, digits.test_labels)
-                position = {"seed": seed, "epoch": epoch, "step": step}
-                yield position | to_numbers(measures)
-
-
-# The data
-
-
-def load_digits(dataset: str, data_dir: Path) -> Digits:
+def load_digits(dataset: str, data_dir: Path, device: torch.device) -> Digits:
     """Return MNIST, or the stand-in where `dataset` asks for or allows it.
 
     Raises:
-        ArgumentError: MNIST is damaged; or it is required, or partly there, and cannot
-            be downloaded.
+        ArgumentError: MNIST is required and cannot be had, or `data_dir` cannot be used.
     """
-    if dataset == "synthetic":
-        return synthetic_digits()
-    try:
-        return load_mnist(data_dir)
-    except (OSError, RuntimeError, HTTPException) as error:
-        reason = one_line(error)
-    if dataset == "mnist" or (data_dir / "MNIST").exists():
-        raise argparse.ArgumentError(
-            None,
-            f"argument --data-dir: {data_dir} does not hold the four files of MNIST, and "
-            f"they cannot be downloaded ({reason})",
-        )
-    print(
-        f"WARNING: MNIST is not in {data_dir} and cannot be downloaded ({reason}).\n"
-        "WARNING: training on typeset digits instead. No figure below is MNIST's.",
-        file=sys.stderr,
-        flush=True,
-    )
-    return synthetic_digits()
+    name, parts = "synthetic digits (not MNIST)", None
+    if dataset != "synthetic":
+        print(f"Looking for MNIST in {data_dir}, else downloading it ...", flush=True)
+        try:
+            name, parts = "MNIST", [load_mnist(data_dir, train) for train in (True, False)]
+        except Exception as error:  # torchvision raises nearly anything on a damaged file
+            reason = " ".join(str(error).split()) or type(error).__name__
+            problem = f"no MNIST in {data_dir} ({reason}); if damaged, delete {data_dir / 'MNIST'}"
+            unusable = isinstance(error, (FileExistsError, NotADirectoryError, PermissionError))
+            if dataset == "mnist" or unusable:
+                raise argparse.ArgumentError(None, f"argument --data-dir: {problem}") from error
+            print(f"WARNING: {problem}", file=sys.stderr)
+            print("WARNING: typeset digits stand in; no figure below is MNIST's", file=sys.stderr)
+    tensors = []
+    for images, labels in parts or [synthetic_digits(train) for train in (True, False)]:
+        # Normalised once and kept on the device, where a mini-batch is then a look-up.
+        images = images.to(device).flatten(start_dim=1) / 255
+        tensors += [images.sub_(PIXEL_MEAN).div_(PIXEL_STD), labels.to(device)]
+    return Digits(name, *tensors)
 
 
-def one_line(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
+def load_mnist(data_dir: Path, train: bool) -> tuple[Tensor, Tensor]:
+    """Return MNIST's images uint8 (n, 28, 28) and labels (n,), downloaded if need be."""
+    socket.setdefaulttimeout(10)  # seconds; a silent server would else hold the run forever
+    mnist = MNIST(data_dir, train=train, download=True)
+    size = TRAIN_SIZE if train else TEST_SIZE
+    complete = mnist.data.shape == (size, 28, 28) and mnist.targets.shape == (size,)
+    if not complete or mnist.targets.max() >= CLASSES:
+        raise ValueError(f"not {size} images of 28 x 28 with labels from 0 to 9")
+    return mnist.data, mnist.targets
 
 
-def load_mnist(data_dir: Path) -> Digits:
-    """Return MNIST from data_dir/MNIST/raw, downloaded first if it is not there.
+def synthetic_digits(train: bool) -> tuple[Tensor, Tensor]:
+    """Return a stand-in for what `load_mnist` returns that needs no file and no network.
 
-    Raises:
-        ArgumentError: the files are there but damaged.
-        OSError, RuntimeError, HTTPException: they are not, and cannot be downloaded.
-    """
-    raw = data_dir / "MNIST" / "raw"
-    if not all((raw / name).is_file() for name in MNIST_FILES):
-        download_mnist(data_dir)
-    try:
-        train, test = MNIST(data_dir, train=True), MNIST(data_dir, train=False)
-        for part, size in (train, TRAIN_SIZE), (test, TEST_SIZE):
-            if part.data.shape != (size, 28, 28) or part.targets.shape != (size,):
-                raise ValueError(f"not {size} images of 28 x 28 and {size} labels")
-            if part.targets.max() >= CLASSES:
-                raise ValueError("labels above 9")
-    except Exception as error:  # torchvision raises nearly anything on a damaged file
-        reason = one_line(error)
-        raise argparse.ArgumentError(
-            None,
-            f"argument --data-dir: the files in {raw} are not MNIST or are damaged "
-            f"({reason}); delete them to have them downloaded again",
-        ) from error
-    return Digits(
-        "MNIST",
-        train.data.flatten(start_dim=1),
-        train.targets,
-        test.data.flatten(start_dim=1),
-        test.targets,
-    )
-
-
-def download_mnist(data_dir: Path) -> None:
-    """Download MNIST into data_dir/MNIST/raw: whole files or nothing.
-
-    torchvision takes any file of the right name for MNIST, a cut one too. So it works in
-    a scratch folder, and only files whose checksum it has tested are moved from there.
-    """
-    print(f"MNIST is not in {data_dir}: downloading it ...", flush=True)
-    default_timeout = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(DOWNLOAD_TIMEOUT)
-    try:
-        with tempfile.TemporaryDirectory(
-            dir=nearest_existing(data_dir), prefix=".mnist-download-"
-        ) as scratch:
-            MNIST(scratch, download=True)
-            raw = data_dir / "MNIST" / "raw"
-            raw.mkdir(parents=True, exist_ok=True)
-            for name in MNIST_FILES:
-                os.replace(Path(scratch, "MNIST", "raw", name), raw / name)
-    finally:
-        socket.setdefaulttimeout(default_timeout)
-
-
-def synthetic_digits() -> Digits:
-    """Return the stand-in for MNIST, which needs no file and no network.
-
-    Digits typeset in the fonts that Matplotlib ships, each randomly rotated, sheared,
-    scaled and shifted; as many images as MNIST has, and the same ones every time. With
-    this much jitter a linear classifier errs about as often as on MNIST.
+    Digits typeset in 20 fonts that Matplotlib ships, each image under an affine map of its own:
+    the same every time. With this much noise on the maps, networks err as often as on MNIST.
     """
     glyphs = typeset_digits()
-    random = torch.Generator().manual_seed(0)
-
-    def uniform(limit: float, *shape: int) -> Tensor:
-        return limit * (2 * torch.rand(*shape, generator=random) - 1)
-
-    def draw(count: int) -> tuple[Tensor, Tensor]:
-        fonts = torch.randint(len(glyphs), (count,), generator=random)
-        labels = torch.randint(CLASSES, (count,), generator=random)
-        turn, shear = uniform(math.radians(20), count), uniform(0.25, count)
-        zoom_x, zoom_y = uniform(0.2, 2, count).exp()
-        shift = uniform(2 / 14, count, 2)  # up to 2 pixels; half an image is 14
-        cos, sin = turn.cos(), turn.sin()
-        # Rotation times shear times zoom, and the shift as third column.
-        top = [cos * zoom_x, (cos * shear - sin) * zoom_y, shift[:, 0]]
-        bottom = [sin * zoom_x, (sin * shear + cos) * zoom_y, shift[:, 1]]
-        maps = torch.stack([torch.stack(top, dim=1), torch.stack(bottom, dim=1)], dim=1)
-        images = torch.empty(count, PIXELS, dtype=torch.uint8)
-        for part in torch.arange(count).split(2000):  # bounds the memory
-            grid = F.affine_grid(
-                maps[part], [len(part), 1, 28, 28], align_corners=False
-            )
-            drawn = F.grid_sample(
-                glyphs[fonts[part], labels[part]], grid, align_corners=False
-            )
-            images[part] = drawn.round().byte().flatten(start_dim=1)
-        return images, labels
-
-    return Digits("synthetic digits (not MNIST)", *draw(TRAIN_SIZE), *draw(TEST_SIZE))
+    random = torch.Generator().manual_seed(int(train))
+    size = TRAIN_SIZE if train else TEST_SIZE
+    labels = torch.randint(CLASSES, (size,), generator=random)
+    fonts = torch.randint(len(glyphs), (size,), generator=random)
+    maps = torch.eye(2, 3) + 0.09 * torch.randn(size, 2, 3, generator=random)
+    images = torch.empty(size, 1, 28, 28, dtype=torch.uint8)
+    for some in torch.arange(size).split(2000):  # bounds the memory
+        grid = F.affine_grid(maps[some], images[some].shape, align_corners=False)
+        drawn = F.grid_sample(glyphs[fonts[some], labels[some]], grid, align_corners=False)
+        images[some] = drawn.round().byte()
+    return images, labels
 
 
 def typeset_digits() -> Tensor:
@@ -391,160 +226,59 @@ def typeset_digits() -> Tensor:
     from matplotlib import get_data_path
     from matplotlib.ft2font import FT2Font
 
-    fonts = ["STIXGeneral", "STIXGeneralBol", "STIXGeneralItalic", "STIXGeneralBolIta"]
-    fonts += ["cmr10", "cmb10", "cmss10", "cmtt10"]  # Computer Modern
-    for family, slant in (
-        ("Sans", "Oblique"),
-        ("SansMono", "Oblique"),
-        ("Serif", "Italic"),
-    ):
-        styles = ["", "-Bold", f"-{slant}", f"-Bold{slant}"]
-        fonts += [f"DejaVu{family}{style}" for style in styles]
-
-    glyphs = []
-    for name in fonts:
+    names = ["STIXGeneral", "STIXGeneralBol", "STIXGeneralItalic", "STIXGeneralBolIta"]
+    names += ["cmr10", "cmb10", "cmss10", "cmtt10"]  # Computer Modern
+    for family, slant in ("Sans", "Oblique"), ("SansMono", "Oblique"), ("Serif", "Italic"):
+        names += [f"DejaVu{family}{style}" for style in ("", "-Bold", f"-{slant}", f"-Bold{slant}")]
+    glyphs = torch.zeros(len(names), CLASSES, 1, 28, 28)
+    for row, name in zip(glyphs, names):
         font = FT2Font(str(Path(get_data_path(), "fonts", "ttf", f"{name}.ttf")))
         font.set_size(24, 72)  # pixels at 72 dots per inch: digits 18 to 20 high
         for digit in range(CLASSES):
             font.set_text(str(digit))
             font.draw_glyphs_to_bitmap()
-            glyph = torch.from_numpy(font.get_image().copy())
-            rows, columns = 28 - glyph.shape[0], 28 - glyph.shape[1]
-            left, top = columns // 2, rows // 2
-            glyphs.append(F.pad(glyph, (left, columns - left, top, rows - top)))
-    return torch.stack(glyphs).float().view(len(fonts), CLASSES, 1, 28, 28)
+            row[digit, 0] = center_crop(torch.from_numpy(font.get_image().copy()), [28, 28])
+    return glyphs
 
 
-# The run and its log
-
-
-def new_run_folder(out: Path | None) -> Path:
-    """Create and return the folder `out`, or without one runs/<date>_<time>.
-
-    Raises:
-        ArgumentError: the folder cannot be created.
-    """
-    try:
-        if out:
-            out.mkdir(parents=True, exist_ok=True)
-            return out
-        Path("runs").mkdir(exist_ok=True)
-        now = datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
-        for attempt in itertools.count(1):
-            folder = Path("runs", now if attempt == 1 else f"{now}_{attempt}")
-            # Another run may have started in the same second.
-            with contextlib.suppress(FileExistsError):
-                folder.mkdir()
-                return folder
-    except OSError as error:
-        raise argparse.ArgumentError(
-            None, f"argument --out: cannot create {error.filename}: {error.strerror}"
-        ) from error
-
-
-def log_columns(rules: list[str]) -> list[str]:
-    columns = ["seed", "epoch", "step"]
-    columns += [f"{rule}_loss" for rule in rules] + [f"{rule}_error" for rule in rules]
-    return columns + ["angle"] if "fa" in rules else columns
-
-
-def heading(column: str) -> str:
-    rule, _, measure = column.partition("_")
-    return f"{RULES[rule]} {measure}".replace("error", "err") if measure else column
-
-
-def cell(column: str, value: float) -> str:
-    if column.endswith("_loss"):
-        return f"{value:#.4g}"
-    if column.endswith("_error"):
-        return f"{value:.2f}%"
-    return f"{value:.1f}\N{DEGREE SIGN}" if column == "angle" else str(value)
-
-
-def print_table_row(headings: list[str], cells: list[str]) -> None:
-    widths = [max(len(heading), 5) for heading in headings]
-    print(" | ".join(map(str.rjust, cells, widths)), flush=True)
-
-
-def run(options: argparse.Namespace, digits: Digits, folder: Path) -> None:
-    """Train a matched set of networks for each seed; log every row when it comes."""
+def run(options: argparse.Namespace, digits: Digits, log: TextIO) -> None:
+    """Train a matched set of networks for each seed; log and print each row when it comes."""
     steps_per_epoch = math.ceil(len(digits.train_images) / options.batch_size)
-    config = vars(options) | {
-        "dataset_used": digits.name,
-        "steps_per_epoch": steps_per_epoch,
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-    }
-    print(
-        f"Data: {digits.name}, {len(digits.train_labels)} training and "
-        f"{len(digits.test_labels)} test images. Device: {options.device}, "
-        f"{config['threads']} threads.\n"
-        "loss: mean training cross-entropy since the row before. err: error on the test "
-        "images.\nangle: between FA's and BP's teaching signal at the hidden layer."
-    )
-    columns = log_columns(options.rules)
-    headings = [heading(column) for column in columns[1:]] + ["time left"]
-    total_steps = len(options.seeds) * options.epochs * steps_per_epoch
+    config = vars(options) | {"dataset_used": digits.name, "steps_per_epoch": steps_per_epoch}
+    config["torch"] = torch.__version__
+    (options.out / "config.json").write_text(json.dumps(config, indent=2, default=str) + "\n")
+
+    columns = ["seed", "epoch", "step"]
+    columns += [f"{rule}_{name}" for name in ("loss", "error") for rule in options.rules]
+    columns += ["angle"] if "fa" in options.rules else []
+    writer = csv.writer(log, lineterminator="\n")
+    writer.writerow(columns)
+    headings = [*columns, "time left"]
+    print(f"Data: {digits.name}. Device: {options.device}. Each row: mean training loss since the")
+    print("row before, test error in %, angle between FA's and BP's teaching signal in degrees.\n")
+    print("|".join(headings))
+    print("|".join("-" * len(heading) for heading in headings))
+
     started, last_rows = time.monotonic(), []
-
-    # Line buffering hands each row to the system whole: a run that is killed keeps it.
-    with open(folder / "losses.csv", "x", buffering=1, newline="") as file:
-        text = json.dumps(config, indent=2, default=str)
-        (folder / "config.json").write_text(text + "\n")
-        log = csv.writer(file, lineterminator="\n")
-        log.writerow(columns)
-        for seeds_done, seed in enumerate(options.seeds):
-            print(f"\nSeed {seed}\n")
-            print_table_row(headings, headings)
-            print_table_row(headings, ["---"] * len(headings))
-            networks = matched_networks(
-                options.rules, options.hidden, options.init_scale, seed
-            )
-            overflowed = set()
-            for row in train(networks, digits, options, seed):
-                values = [row[column] for column in columns]
-                log.writerow(f"{v:.6g}" if isinstance(v, float) else v for v in values)
-                epochs_done = seeds_done * options.epochs + row["epoch"]
-                steps_done = epochs_done * steps_per_epoch + row["step"]
-                elapsed = time.monotonic() - started
-                time_left = elapsed * (total_steps / steps_done - 1)
-                cells = list(map(cell, columns[1:], values[1:]))
-                cells.append(str(timedelta(seconds=round(time_left))))
-                print_table_row(headings, cells)
-                for rule in networks:
-                    if math.isnan(row[f"{rule}_loss"]) and rule not in overflowed:
-                        overflowed.add(rule)
-                        print(
-                            f"WARNING: the loss of {RULES[rule]} overflowed and is nan "
-                            "from here on; a smaller --lr may help",
-                            file=sys.stderr,
-                        )
-            last_rows.append(row)
-    print_summary(columns, last_rows, digits.name)
-
-
-def print_summary(columns: list[str], last_rows: list[dict], data: str) -> None:
-    """Print the final test errors and angle: mean ± standard deviation over seeds."""
-    seeds = "1 seed"
+    for seeds_done, seed in enumerate(options.seeds):
+        networks = matched_networks(options.rules, options.hidden, options.init_scale, seed)
+        for epoch, step, measures in train(networks.to(options.device), digits, options, seed):
+            position, values = [seed, epoch, step], [measures[name] for name in columns[3:]]
+            writer.writerow([*position, *(f"{value:.6g}" for value in values)])
+            cells = [*map(str, position), *(f"{value:#.4g}" for value in values)]
+            epochs_done = seeds_done * options.epochs + epoch + step / steps_per_epoch
+            if epochs_done > 0:
+                times_left = len(options.seeds) * options.epochs / epochs_done - 1
+                seconds_left = (time.monotonic() - started) * times_left
+                cells.append(str(timedelta(seconds=round(seconds_left))))
+            print("|".join(c.rjust(len(h)) for c, h in zip(cells, headings)), flush=True)
+        last_rows.append(values)
+        if any(map(math.isnan, values)):
+            print("WARNING: nan: the loss overflowed; try a smaller --lr", file=sys.stderr)
     if len(last_rows) > 1:
-        seeds = (
-            f"mean \N{PLUS-MINUS SIGN} standard deviation over {len(last_rows)} seeds"
-        )
-    print(f"\nAt the end, on {data}, {seeds}:")
-    for column in columns:
-        if not column.endswith("_error") and column != "angle":
-            continue
-        values = torch.tensor([row[column] for row in last_rows])
-        text = f"{values.mean():6.2f}"
-        if len(values) > 1:
-            text += f" \N{PLUS-MINUS SIGN} {values.std():.2f}"
-        if column == "angle":
-            print(f"  angle              {text} degrees")
-        else:
-            print(f"  {RULES[column.removesuffix('_error')]:7} test error {text} %")
-
-
-# The command line
+        print(f"\nLast rows, mean ± standard deviation over {len(last_rows)} seeds:")
+        for column, values in zip(columns[3:], torch.tensor(last_rows).T):
+            print(f"{column:13} {values.mean():#.4g} ± {values.std():.2g}")
 
 
 class OneLineParser(argparse.ArgumentParser):
@@ -553,199 +287,81 @@ class OneLineParser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: error: {message}\n")
 
 
-def number(kind: type, low: float, high: float):
-    """Return an argparse type: an int or float from low to high."""
-    name = "a whole number" if kind is int else "a number"
+def number(low: float, high: float):
+    """Return an argparse type: a number from low to high, whole if they are."""
 
     def parse(text: str) -> float:
-        try:
-            value = kind(text)
-        except ValueError:
-            value = math.nan
-        if not low <= value <= high:
-            raise argparse.ArgumentTypeError(
-                f"{text!r} is not {name} from {low} to {high}"
-            )
+        value = type(low)(text)
+        if not low <= value <= high:  # as nan is not
+            raise argparse.ArgumentTypeError(f"{text!r} is not from {low} to {high}")
         return value
 
+    parse.__name__ = type(low).__name__  # for argparse's own message where text is no number
     return parse
 
 
-def device(text: str) -> torch.device:
+def working_device(text: str) -> torch.device:
+    """Return the device of that name if it can be used here; an argparse type."""
     try:
         torch.zeros(1, device=text).item()
         return torch.device(text)
     except Exception as error:  # each device fails in its own way
         reason = str(error).splitlines()[0].rstrip(".")
-        raise argparse.ArgumentTypeError(
-            f"{text!r} cannot be used here ({reason}); accepts cpu, cuda, cuda:1, mps, ..."
-        ) from error
-
-
-def nearest_existing(path: Path) -> Path:
-    """Return the path itself or the nearest of its parents that exists."""
-    return next(p for p in (path, *path.absolute().parents) if p.exists())
-
-
-def data_folder(text: str) -> Path:
-    try:
-        os.listdir(nearest_existing(Path(text)))
-    except OSError as error:
-        raise argparse.ArgumentTypeError(
-            f"{text!r} is not a folder that can be read ({error.strerror})"
-        ) from error
-    return Path(text)
-
-
-def out_folder(text: str) -> Path:
-    path = Path(text)
-    try:
-        if not nearest_existing(path).is_dir():
-            raise argparse.ArgumentTypeError(f"{text!r} is a file; accepts a folder")
-        if (path / "losses.csv").exists():
-            raise argparse.ArgumentTypeError(f"{text!r} already holds a run")
-    except OSError as error:
-        raise argparse.ArgumentTypeError(
-            f"{text!r} is not a folder that can be written ({error.strerror})"
-        ) from error
-    return path
+        raise argparse.ArgumentTypeError(f"{text!r} cannot be used here ({reason})") from error
 
 
 def make_parser() -> argparse.ArgumentParser:
-    parser = OneLineParser(
-        description="Train matched linear networks 784-hidden-10 by feedback alignment "
-        "(FA), by backpropagation (BP) and with a frozen hidden layer (shallow); print "
-        "and write their losses. Plot them with plot_losses.py.",
-    )
-    accelerator = (
-        torch.accelerator.is_available() and torch.accelerator.current_accelerator()
-    )
+    formatter = argparse.ArgumentDefaultsHelpFormatter
+    parser = OneLineParser(description=__doc__.splitlines()[0], formatter_class=formatter)
+    accelerator = torch.accelerator.is_available() and torch.accelerator.current_accelerator()
+    new_folder = datetime.now().strftime("runs/%Y-%m-%d_%H-%M-%S-%f")
     add = parser.add_argument
+    add("--rules", nargs="+", choices=RULES, default=RULES, help="which networks train")
+    add("--epochs", type=number(1, 10_000), default=5, help="passes over the training images")
+    add("--batch-size", type=number(1, TRAIN_SIZE), default=32, help="images in a mini-batch")
+    add("--hidden", type=number(1, 100_000), default=20, help="hidden units")
+    add("--lr", type=number(1e-9, 1e6), default=1e-3, help="learning rate of SGD")
+    add("--momentum", type=number(0.0, 0.9999), default=0.9, help="Nesterov momentum; 0 for none")
+    add("--weight-decay", type=number(0.0, 1.0), default=1e-3, help="weight decay (L2)")
+    add("--init-scale", type=number(1e-6, 1e2), default=0.1, help="times Kaiming-uniform weights")
+    add("--log-every", type=number(1, TRAIN_SIZE), default=125, help="steps between two rows")
+    add("--seeds", nargs="+", type=number(0, 2**32 - 1), default=[0], help="one matched set each")
     add(
-        "--rules",
-        nargs="+",
-        choices=RULES,
-        default=list(RULES),
-        help="which networks train (default: fa bp shallow)",
+        "--dataset", choices=["auto", "mnist", "synthetic"], default="auto", help="auto tries mnist"
     )
-    add(
-        "--epochs",
-        type=number(int, 1, 10_000),
-        default=5,
-        help="passes over the training images (default: %(default)s)",
-    )
-    add(
-        "--batch-size",
-        type=number(int, 1, TRAIN_SIZE),
-        default=32,
-        help="images in a mini-batch (default: %(default)s)",
-    )
-    add(
-        "--hidden",
-        type=number(int, 1, 100_000),
-        default=1000,
-        help="hidden units (default: %(default)s)",
-    )
-    add(
-        "--lr",
-        type=number(float, 1e-9, 1e6),
-        default=1e-3,
-        help="learning rate of SGD (default: %(default)s)",
-    )
-    add(
-        "--momentum",
-        type=number(float, 0, 0.9999),
-        default=0.9,
-        help="Nesterov momentum of SGD; 0 for none (default: %(default)s)",
-    )
-    add(
-        "--weight-decay",
-        type=number(float, 0, 1),
-        default=1e-3,
-        help="weight decay (L2) of SGD (default: %(default)s)",
-    )
-    add(
-        "--init-scale",
-        type=number(float, 1e-6, 100),
-        default=0.1,
-        help="initial forward weights, as a multiple of Kaiming-uniform; from large ones nothing aligns (default: %(default)s)",
-    )
-    add(
-        "--log-every",
-        type=number(int, 1, TRAIN_SIZE),
-        default=125,
-        help="steps between two rows of the log (default: %(default)s)",
-    )
-    add(
-        "--seeds",
-        nargs="+",
-        type=number(int, 0, 2**32 - 1),
-        default=[0],
-        help="one matched set of networks for each (default: 0)",
-    )
-    add(
-        "--dataset",
-        choices=["auto", "mnist", "synthetic"],
-        default="auto",
-        help="mnist, or the stand-in synthetic (digits typeset in many fonts); auto takes "
-        "MNIST unless it cannot be had (default: %(default)s)",
-    )
-    add(
-        "--data-dir",
-        type=data_folder,
-        default="data",
-        help="holds MNIST, or will once it is downloaded (default: %(default)s)",
-    )
-    add(
-        "--device",
-        type=device,
-        default=str(accelerator or "cpu"),
-        help="cpu, cuda, mps, ... (default: the accelerator if there is one; here: "
-        "%(default)s)",
-    )
-    add(
-        "--out",
-        type=out_folder,
-        help="folder for losses.csv and config.json (default: runs/<date>_<time>)",
-    )
+    add("--data-dir", type=Path, default="data", help="where MNIST is, or will be downloaded")
+    add("--device", type=working_device, default=str(accelerator or "cpu"), help="cpu, cuda, ...")
+    add("--out", type=Path, default=new_folder, help="folder for losses.csv and config.json")
     return parser
 
 
 def main(arguments: list[str] | None = None) -> int:
+    """Run the comparison that the arguments ask for; return the exit status."""
     parser = make_parser()
     options = parser.parse_args(arguments)
-    options.rules.sort(key=list(RULES).index)
-    for name, values in ("rules", options.rules), ("seeds", options.seeds):
-        if len(set(values)) < len(values):
-            parser.error(f"argument --{name}: accepts each value only once")
-
-    folder = None
+    options.rules = [rule for rule in RULES if rule in options.rules]
+    options.seeds = list(dict.fromkeys(options.seeds))  # each once
+    log_path, kept = options.out / "losses.csv", ""
     try:
-        digits = load_digits(options.dataset, options.data_dir).to(options.device)
-        folder = new_run_folder(options.out)
-        run(options, digits, folder)
+        digits = load_digits(options.dataset, options.data_dir, options.device)
+        options.out.mkdir(parents=True, exist_ok=True)
+        # Line buffering hands each row to the system whole: a run that is killed keeps it.
+        with open(log_path, "x", buffering=1, newline="") as log:
+            kept = f" All rows so far are in {log_path}."
+            run(options, digits, log)
     except argparse.ArgumentError as error:
         parser.error(str(error))
     except KeyboardInterrupt:
-        print(f"\nInterrupted. {kept(folder)}", file=sys.stderr)
+        print(f"\nInterrupted.{kept}", file=sys.stderr)
         return 130
     except OSError as error:
-        print(f"\nStopped: {error}. {kept(folder)}", file=sys.stderr)
+        if not kept:
+            parser.error(f"argument --out: {error}")
+        print(f"\nStopped: {error}.{kept}", file=sys.stderr)  # a full disk, say
         return 1
-    print(f"\nResults: {folder / 'losses.csv'}\nPlot:    {plot_command(folder)}")
+    plot = [sys.executable, str(Path(__file__).with_name("plot_losses.py")), str(options.out)]
+    print(f"\nResults: {log_path}\nPlot:    {shlex.join(plot)}")
     return 0
-
-
-def kept(folder: Path | None) -> str:
-    return f"All rows so far are in {folder / 'losses.csv'}." if folder else ""
-
-
-def plot_command(folder: Path) -> str:
-    """Return the command that plots the run, as it can be pasted here."""
-    python, here = Path(sys.executable), Path.cwd()
-    python = python.relative_to(here) if python.is_relative_to(here) else python
-    plot = Path(sys.argv[0]).with_name("plot_losses.py")
-    return shlex.join(map(str, [python, plot, folder]))
 
 
 if __name__ == "__main__":

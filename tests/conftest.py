@@ -7,8 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).parents[1]))
 sys.dont_write_bytecode = True  # leave nothing behind in the checkout
 os.environ["PYTHONDONTWRITEBYTECODE"] = "1"
 
@@ -21,7 +20,7 @@ torch.set_num_threads(1)
 
 @pytest.fixture
 def small(monkeypatch, tmp_path):
-    """A stand-in of 300 + 100 images, and an empty folder to work in."""
+    """An empty folder to work in, where every data set has 300 + 100 images."""
     monkeypatch.setattr(script, "TRAIN_SIZE", 300)
     monkeypatch.setattr(script, "TEST_SIZE", 100)
     monkeypatch.chdir(tmp_path)
@@ -29,8 +28,22 @@ def small(monkeypatch, tmp_path):
 
 
 @pytest.fixture(scope="session")
-def mnist_dir():
-    """The folder that holds MNIST, for the tests that need it."""
+def mnist():
+    """MNIST itself, for the tests that need it."""
     if "MNIST_DIR" not in os.environ:
         pytest.skip("MNIST_DIR does not name a folder that holds MNIST")
-    return Path(os.environ["MNIST_DIR"]).absolute()
+    return script.load_digits("mnist", Path(os.environ["MNIST_DIR"]), torch.device("cpu"))
+
+
+def error_of_the_law(network, train):
+    """Return how far B'W + W'B and W0 W0' + b0 b0' grow apart in `train()`, as a share."""
+    W0, b0, W, _b = network.parameters()
+
+    def sides():
+        overlap = network[1].feedback.T @ W
+        return (overlap + overlap.T).detach(), (W0 @ W0.T + b0.outer(b0)).detach()
+
+    before = sides()
+    train()
+    overlap, hidden = (now - start for now, start in zip(sides(), before))
+    return ((overlap - hidden).norm() / hidden.norm()).item()
