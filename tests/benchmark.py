@@ -1,21 +1,15 @@
-"""How fast the script's training step is, against the textbook's and against the floor.
+"""The script's training loop beside the textbook's, and beside one written without autograd.
 
 Usage: python tests/benchmark.py [DATA_DIR]
-
-Prints medians over ROUNDS rounds that alternate within one process, for the FA and BP
-pair at the script's defaults. On another device than the CPU, a round ends when the
-device has finished.
 """
 
 import itertools
 import statistics
 import sys
 import time
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
-from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 from torchvision.datasets import MNIST
@@ -28,124 +22,74 @@ import train_fa_vs_bp_linear_model as script
 ROUNDS, STEPS = 11, 125  # 125 steps: one row of the log
 
 
-class MNISTOf(MNIST):
-    """torchvision's MNIST with given images, which may be the stand-in's."""
-
-    def __init__(self, images, labels, transform):
-        self.data, self.targets = images.cpu().view(-1, 28, 28), labels.cpu()
-        self.transform, self.target_transform = transform, None
-
-
-def own_steps(digits, options):
-    """The script's training loop, its row of the log included."""
-    networks = script.matched_networks(
-        ["fa", "bp"], options.hidden, options.init_scale, seed=0
-    )
-    rows = script.train(networks, digits, options, seed=0)
-    return lambda: next(rows)
-
-
-def sgd(parameters, options, fused=None):
-    return torch.optim.SGD(
-        parameters,
-        lr=options.lr,
-        momentum=options.momentum,
-        nesterov=True,
-        weight_decay=options.weight_decay,
-        fused=fused,
-    )
-
-
-def textbook_steps(digits, options):
-    """What one would write without thinking of speed."""
+def textbook_loop(networks, digits, options, _seed):
+    """DataLoader with ToTensor and Normalize, and an optimizer for each network."""
     transform = Compose([ToTensor(), Normalize(script.PIXEL_MEAN, script.PIXEL_STD)])
-    dataset = MNISTOf(digits.train_images, digits.train_labels, transform)
+    dataset = MNIST(options.data_dir, transform=transform)
     loader = DataLoader(dataset, batch_size=options.batch_size, shuffle=True)
+    settings = {"lr": options.lr, "momentum": options.momentum, "nesterov": True}
+    settings["weight_decay"] = options.weight_decay
+    optimizers = [torch.optim.SGD(n.parameters(), **settings) for n in networks.values()]
     batches = itertools.chain.from_iterable(itertools.repeat(loader))
-    networks, optimizers = [], []
-    for rule in "fa", "bp":
-        network = nn.Sequential(nn.Flatten(), script.make_network(rule, options.hidden))
-        networks.append(network.to(options.device))
-        optimizers.append(sgd(network.parameters(), options))
-
-    def steps():
-        for images, labels in itertools.islice(batches, STEPS):
-            images, labels = images.to(options.device), labels.to(options.device)
-            for network, optimizer in zip(networks, optimizers):
-                optimizer.zero_grad()
-                loss = F.cross_entropy(network(images), labels)
-                loss.backward()
-                optimizer.step()
-
-    return steps
-
-
-def floor_steps(digits, options, in_threads):
-    """What no implementation can avoid: for each network the hidden layer's two matrix
-    products, forward and weight gradient, and one pass of the optimizer over its weights.
-
-    The networks take turns on all cores, or each has a thread and a core of its own.
-    """
-    images = script.normalise(digits.train_images[: options.batch_size])
-    error = torch.randn(options.batch_size, options.hidden, device=options.device)
-    weights = [
-        nn.Parameter(torch.randn(options.hidden, 784, device=options.device) / 100)
-        for _ in range(2)
-    ]
-    optimizers = [sgd([weight], options, fused=True) for weight in weights]
-    threads = ThreadPoolExecutor(2, initializer=torch.set_num_threads, initargs=[1])
-    for_each = threads.map if in_threads else map
-
-    @torch.no_grad()
-    def one_network(weight, optimizer):
-        for _ in range(STEPS):
-            torch.mm(images, weight.T)
-            weight.grad = torch.mm(error.T, images)
-            optimizer.step()
+    for step, (images, labels) in enumerate(batches, start=1):
+        images, labels = images.flatten(start_dim=1).to(options.device), labels.to(options.device)
+        for network, optimizer in zip(networks.values(), optimizers):
             optimizer.zero_grad()
+            F.cross_entropy(network(images), labels).backward()
+            optimizer.step()
+        if step % STEPS == 0:
+            yield
 
-    return lambda: list(for_each(one_network, weights, optimizers))
+
+@torch.no_grad()
+def hand_written_loop(networks, digits, options, _seed):
+    """The same gradients and updates written out: no autograd, no optimizer."""
+    feedbacks = [networks["fa"][1].feedback, None]
+    weights = [[p.clone() for p in network.parameters()] for network in networks.values()]
+    velocities = [[torch.zeros_like(p) for p in parameters] for parameters in weights]
+    order = torch.randperm(len(digits.train_labels)).to(options.device)
+    batches = itertools.cycle(order.split(options.batch_size))
+    for step, mini_batch in enumerate(batches, start=1):
+        x = digits.train_images[mini_batch]
+        target = F.one_hot(digits.train_labels[mini_batch], script.CLASSES)
+        for (W0, b0, W, b), velocity, B in zip(weights, velocities, feedbacks):
+            h = torch.addmm(b0, x, W0.T)
+            e = torch.addmm(b, h, W.T).softmax(dim=1).sub_(target).div_(len(x))
+            delta = e @ (W if B is None else B)
+            gradients = [delta.T @ x, delta.sum(dim=0), e.T @ h, e.sum(dim=0)]
+            for p, gradient, v in zip((W0, b0, W, b), gradients, velocity):
+                gradient.add_(p, alpha=options.weight_decay)
+                v.mul_(options.momentum).add_(gradient)
+                p.sub_(gradient.add_(v, alpha=options.momentum), alpha=options.lr)  # Nesterov
+        if step % STEPS == 0:
+            yield
 
 
-def seconds(steps, device):
+def seconds_to_next(loop):
     started = time.perf_counter()
-    steps()
-    if device.type != "cpu":
+    next(loop)
+    if torch.accelerator.is_available():
         torch.accelerator.synchronize()
     return time.perf_counter() - started
 
 
 def main(data_dir="data"):
-    options = script.make_parser().parse_args([f"--log-every={STEPS}", "--epochs=10"])
-    digits = script.load_digits("auto", Path(data_dir)).to(options.device)
-    loops = {
-        "this script": own_steps(digits, options),
-        "textbook": textbook_steps(digits, options),
-        "floor": floor_steps(digits, options, in_threads=False),
-        "floor, in threads": floor_steps(digits, options, in_threads=True),
-    }
-    times = {name: [] for name in loops}
-    for round_ in range(ROUNDS + 1):
-        for name, steps in loops.items():
-            elapsed = seconds(steps, options.device)
-            if round_ > 0:  # the first warms up
-                times[name].append(elapsed)
-
-    def median_ratio(one, other):
-        return statistics.median(map(float.__truediv__, times[one], times[other]))
-
-    print(
-        f"torch {torch.__version__}, {options.device}, {torch.get_num_threads()} threads, "
-        f"{digits.name}; FA and BP, medians of {ROUNDS} rounds of {STEPS} steps\n"
-    )
-    print("loop              | ms a step | times the floor | textbook's time over it")
-    print("---               |       --- |             --- |                     ---")
-    for name in loops:
-        milliseconds = 1000 * statistics.median(times[name]) / STEPS
-        print(
-            f"{name:17} | {milliseconds:9.2f} | {median_ratio(name, 'floor'):15.2f} | "
-            f"{median_ratio('textbook', name):23.2f}"
-        )
+    arguments = [f"--log-every={STEPS}", "--epochs=10", f"--data-dir={data_dir}"]
+    options = script.make_parser().parse_args(arguments)
+    digits = script.load_digits("mnist", options.data_dir, options.device)
+    print(f"torch {torch.__version__}, {options.device}; {ROUNDS} rounds of {STEPS} steps, medians")
+    for hidden in options.hidden, 1000:
+        loops = []
+        for make_loop in script.train, textbook_loop, hand_written_loop:
+            networks = script.matched_networks(["fa", "bp"], hidden, options.init_scale, seed=0)
+            loops.append(make_loop(networks.to(options.device), digits, options, 0))
+        next(loops[0])  # the row of step 0
+        rounds = [[seconds_to_next(loop) for loop in loops] for _ in range(ROUNDS + 1)][1:]
+        own, textbook, by_hand = (1000 / STEPS * statistics.median(t) for t in zip(*rounds))
+        speed = statistics.median(textbook / own for own, textbook, _ in rounds)
+        cost = statistics.median(own / by_hand for own, _, by_hand in rounds)
+        print(f"\n{hidden} hidden units, ms a step: {own:.2f}; textbook {textbook:.2f}; by hand")
+        print(f"{by_hand:.2f}. {speed:.2f} times the textbook's speed, {cost:.2f} times by hand")
 
 
 if __name__ == "__main__":
