@@ -141,7 +141,6 @@ def test_the_alignment_angle_of_known_cases():
     torch.manual_seed(0)
     error, weight, angle = torch.randn(50, 10), torch.randn(10, 1000), script.alignment_angle
     assert angle(error, weight, 3 * weight).item() == pytest.approx(0, abs=0.1)
-    assert angle(error, weight, -weight).item() == pytest.approx(180, abs=0.1)
     assert angle(error, weight, torch.randn(10, 1000)).item() == pytest.approx(90, abs=2)
     error[0] = 0  # no signal, no angle
     assert angle(error, weight, -weight).item() == pytest.approx(180, abs=0.1)
@@ -166,7 +165,6 @@ def test_the_log_holds_what_was_asked_for_and_depends_on_nothing_else(small):
     measures = ["fa_error", "shallow_error", "angle"]
     assert list(some[0]) == ["seed", "epoch", "step", "fa_loss", "shallow_loss", *measures]
     assert columns(all_rows[7:8], *measures) == columns(some[-1:], *measures)
-    assert columns(all_rows[2:3], *measures) != columns(some[-1:], *measures)
     config = json.loads(Path("all/config.json").read_text())
     assert (config["seeds"], config["steps_per_epoch"], len(some)) == ([1, 2], 10, 4)
 
