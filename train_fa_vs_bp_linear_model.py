@@ -7,9 +7,9 @@ mini-batches. All that differs is how the hidden layer learns:
     bp       by the error sent back through the transposed forward weights W (backpropagation)
     shallow  not at all: it is frozen, and only the read-out learns (the control)
 
-No read-out can tell ten digits apart from 20 random features (README.md says how well it may),
-so what leaves `shallow` far behind has taught its hidden layer. How FA can, the angle shows:
-W turns toward B.
+Even a read-out trained to the end on 20 random features errs on 32 % of the test images, so a
+network that errs far less has taught its hidden layer. How FA can, the angle shows: W turns
+toward B.
 """
 
 import argparse
@@ -255,8 +255,8 @@ def run(options: argparse.Namespace, digits: Digits, log: TextIO) -> None:
     writer = csv.writer(log, lineterminator="\n")
     writer.writerow(columns)
     headings = [*columns, "time left"]
-    print(f"Data: {digits.name}. Device: {options.device}. Each row: mean training loss since the")
-    print("row before, test error in %, angle between FA's and BP's teaching signal in degrees.\n")
+    print(f"Data: {digits.name}. Device: {options.device}. loss: the mean since the row before;")
+    print("error: % of the test images; angle: from FA's to BP's teaching signal, in degrees\n")
     print("|".join(headings))
     print("|".join("-" * len(heading) for heading in headings))
 
@@ -316,6 +316,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser = OneLineParser(description=__doc__.splitlines()[0], formatter_class=formatter)
     accelerator = torch.accelerator.is_available() and torch.accelerator.current_accelerator()
     new_folder = datetime.now().strftime("runs/%Y-%m-%d_%H-%M-%S-%f")
+    datasets = ["auto", "mnist", "synthetic"]
     add = parser.add_argument
     add("--rules", nargs="+", choices=RULES, default=RULES, help="which networks train")
     add("--epochs", type=number(1, 10_000), default=5, help="passes over the training images")
@@ -324,13 +325,11 @@ def make_parser() -> argparse.ArgumentParser:
     add("--lr", type=number(1e-9, 1e6), default=1e-3, help="learning rate of SGD")
     add("--momentum", type=number(0.0, 0.9999), default=0.9, help="Nesterov momentum; 0 for none")
     add("--weight-decay", type=number(0.0, 1.0), default=1e-3, help="weight decay (L2)")
-    add("--init-scale", type=number(1e-6, 1e2), default=0.1, help="times Kaiming-uniform weights")
+    add("--init-scale", type=number(1e-6, 1e2), default=0.1, help="weights, x Kaiming-uniform")
     add("--log-every", type=number(1, TRAIN_SIZE), default=125, help="steps between two rows")
     add("--seeds", nargs="+", type=number(0, 2**32 - 1), default=[0], help="one matched set each")
-    add(
-        "--dataset", choices=["auto", "mnist", "synthetic"], default="auto", help="auto tries mnist"
-    )
-    add("--data-dir", type=Path, default="data", help="where MNIST is, or will be downloaded")
+    add("--dataset", choices=datasets, default="auto", help="auto: mnist, or else synthetic")
+    add("--data-dir", type=Path, default="data", help="where MNIST is, or is downloaded to")
     add("--device", type=working_device, default=str(accelerator or "cpu"), help="cpu, cuda, ...")
     add("--out", type=Path, default=new_folder, help="folder for losses.csv and config.json")
     return parser
@@ -342,7 +341,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     options.rules = [rule for rule in RULES if rule in options.rules]
     options.seeds = list(dict.fromkeys(options.seeds))  # each once
-    log_path, kept = options.out / "losses.csv", ""
+    log_path, kept = options.out / "losses.csv", ""  # nothing kept until the log is open
     try:
         digits = load_digits(options.dataset, options.data_dir, options.device)
         options.out.mkdir(parents=True, exist_ok=True)

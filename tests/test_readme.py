@@ -65,7 +65,7 @@ def test_the_figures_in_the_text_are_those_of_the_committed_runs():
         for rows in (later, large)
         for rule in ("fa", "bp")
     ]
-    text = 'FA errs on {:.0f} %, BP on {:.0f} %. Do not read "FA is faster": from large weights (below) it is {:.0f} against {:.0f} %'
+    text = 'FA errs on {:.0f} %, BP on {:.0f} %. Do not read "FA is faster": with large weights (below), FA errs on {:.0f} % at this step, BP on {:.0f} %'
     assert text.format(*means) in README
     (end,), config = committed("original-settings", 26, 1875)
     assert (config["hidden"], config["init_scale"], config["lr"]) == (1000, 1, 1e-4)
@@ -96,7 +96,7 @@ def test_the_run_ends_like_the_committed_one_and_the_law_breaks_as_said(mnist):
         assert value == pytest.approx(expected[name], rel=0.05)
     _, law = train("--rules", "fa", "--momentum=0", "--weight-decay=0")
     assert law == pytest.approx(0.009, abs=0.001)
-    assert "differs by 0.9 % under plain SGD, by 29 % with the momentum and weight decay" in README
+    assert "grow 0.9 % apart under plain SGD, 29 % with the momentum and weight decay" in README
 
 
 def error_of(network, mnist):
