@@ -205,7 +205,7 @@ def synthetic_digits(train: bool) -> tuple[Tensor, Tensor]:
     """Return a stand-in for what `load_mnist` returns that needs no file and no network.
 
     Digits typeset in 20 fonts that Matplotlib ships, each image under an affine map of its own:
-    the same every time. With this much noise on the maps, networks err as often as on MNIST.
+    the same every time. With this much noise, networks err about as often as on MNIST.
     """
     glyphs = typeset_digits()
     random = torch.Generator().manual_seed(int(train))
