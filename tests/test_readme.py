@@ -123,8 +123,8 @@ def test_the_best_read_out_on_frozen_features_errs_as_often_as_said(mnist, hidde
         optimizer.step(loss)
         return error_of(network, mnist)
 
-    mean = statistics.fmean(map(best_error, seeds))
-    assert {best for units, _, best in RUNS.values() if units == hidden} == {round(mean, 1)}
+    said = {units: best for units, _, best in RUNS.values()}
+    assert statistics.fmean(map(best_error, seeds)) == pytest.approx(said[hidden], abs=0.1)
 
 
 def test_other_networks_err_as_often_as_said(mnist):
