@@ -65,7 +65,7 @@ def test_the_figures_in_the_text_are_those_of_the_committed_runs():
         for rows in (later, large)
         for rule in ("fa", "bp")
     ]
-    text = 'FA errs on {:.0f} %, BP on {:.0f} %. Do not read "FA is faster": with large weights (below), FA errs on {:.0f} % at this step, BP on {:.0f} %'
+    text = 'FA errs on {:.0f} %, BP on {:.0f} %. Do not read "FA is faster": when 20 units start large (below), FA errs on {:.0f} % then, BP on {:.0f} %'
     assert text.format(*means) in README
     (end,), config = committed("original-settings", 26, 1875)
     assert (config["hidden"], config["init_scale"], config["lr"]) == (1000, 1, 1e-4)
