@@ -4,7 +4,6 @@ The tolerances leave room for what another processor or library makes of the rou
 """
 
 import csv
-import itertools
 import json
 import re
 import statistics
@@ -127,14 +126,22 @@ def test_the_best_read_out_on_frozen_features_errs_as_often_as_said(mnist, hidde
     assert statistics.fmean(map(best_error, seeds)) == pytest.approx(said[hidden], abs=0.1)
 
 
-def test_other_networks_err_as_often_as_said(mnist):
-    def error(layer, activation, seed):
+@pytest.mark.parametrize(
+    ("activation", "lr", "layer", "said", "spread"),  # mean and standard deviation of 8 seeds
+    [
+        (nn.Tanh, 0.01, FALinear, 5.6, 0.2),
+        (nn.Tanh, 0.01, nn.Linear, 4.9, 0.2),
+        (nn.ReLU, 0.003, FALinear, 8.1, 0.6),
+        (nn.ReLU, 0.003, nn.Linear, 7.0, 0.2),
+    ],
+)
+def test_deeper_networks_err_as_often_as_said(mnist, activation, lr, layer, said, spread):
+    def error(seed):
         torch.manual_seed(seed)
-        layers = nn.Linear(784, 256), activation(), layer(256, 64), activation(), layer(64, 10)
-        network = nn.Sequential(*layers)
-        for module in layers[::2]:
-            nn.init.normal_(module.weight, std=0.01)
-        optimizer = torch.optim.SGD(network.parameters(), lr=0.01, momentum=0.9)
+        network = nn.Sequential(
+            nn.Linear(784, 256), activation(), layer(256, 64), activation(), layer(64, 10)
+        )
+        optimizer = torch.optim.SGD(network.parameters(), lr=lr, momentum=0.9)
         for batch in torch.randperm(60_000).split(64):
             optimizer.zero_grad()
             outputs = network(mnist.train_images[batch])
@@ -142,9 +149,5 @@ def test_other_networks_err_as_often_as_said(mnist):
             optimizer.step()
         return error_of(network, mnist)
 
-    kinds = itertools.product((nn.Tanh, nn.ReLU), (FALinear, nn.Linear))
-    means = [statistics.fmean(error(b, a, seed) for seed in range(3)) for a, b in kinds]
-    expected = 5.7, 5.7, 13, 5.1
-    assert means == [pytest.approx(said, rel=0.2 if said == 13 else 0.06) for said in expected]
-    text = "errs on {} % of the test images, as does its BP twin; with ReLU for Tanh {} %, its twin {} %"
-    assert text.format(*expected[1:]) in README
+    assert statistics.fmean(map(error, range(2))) == pytest.approx(said, abs=2 * spread)
+    assert f"{said} ± {spread} %" in README
