@@ -9,8 +9,8 @@ Feedback alignment (FA) sends it through a fixed random matrix B instead:
 
     FA:  dL/dx = B^T e
 
-The layer's own weights learn as under BP (dL/dW = e x^T, dL/db = e). While they do,
-W turns toward B, and B^T e becomes a useful teaching signal for the layers below.
+The layer's own weights learn as under BP (dL/dW = e x^T, dL/db = e). While they do, W
+comes to resemble B, and so the message B^T e to the layers below comes to resemble W^T e.
 
 Source: T. P. Lillicrap, D. Cownden, D. B. Tweed, C. J. Akerman, "Random synaptic
 feedback weights support error backpropagation for deep learning", Nature
@@ -52,9 +52,9 @@ class FALinearFunction(torch.autograd.Function):
         if ctx.needs_input_grad[0]:
             grad_input = grad_output @ feedback  # <-- FA. BP: grad_output @ weight
         # The rest is as under BP: sums over the examples, a row each, however they came.
-        error = grad_output.unsqueeze(0).flatten(0, -2)
+        error = torch.atleast_2d(grad_output).flatten(0, -2)
         if ctx.needs_input_grad[1]:
-            grad_weight = error.T @ input.unsqueeze(0).flatten(0, -2)
+            grad_weight = error.T @ torch.atleast_2d(input).flatten(0, -2)
         if ctx.needs_input_grad[2]:
             grad_bias = error.sum(0)
         return grad_input, grad_weight, grad_bias, None  # feedback is never trained
@@ -65,6 +65,7 @@ class FALinear(nn.Linear):
 
     Takes the arguments of `nn.Linear`, computes the same output and raises the same
     errors. In a network's first layer it is `nn.Linear`: nothing lies below to teach.
+    Feedback alignment is a way back, so forward-mode derivatives (`jvp`) raise an error.
 
     Attributes:
         weight: W, shape (out_features, in_features), trained.
@@ -76,8 +77,8 @@ class FALinear(nn.Linear):
     def reset_parameters(self) -> None:
         """Draw weight and bias as `nn.Linear` does, and a new feedback matrix.
 
-        The feedback is Kaiming-uniform, U(-s, s) with s = sqrt(6 / in_features). Its
-        scale acts like a learning rate for the layers below.
+        The feedback is Kaiming-uniform, U(-s, s) with s = sqrt(6 / in_features), 2.4 times
+        the bound of the weight. Its scale multiplies each step of the layers below.
         """
         super().reset_parameters()
         if not hasattr(self, "feedback"):  # the first call, from nn.Linear.__init__

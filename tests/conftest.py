@@ -35,15 +35,8 @@ def mnist():
     return script.load_digits("mnist", Path(os.environ["MNIST_DIR"]), torch.device("cpu"))
 
 
-def error_of_the_law(network, train):
-    """Return how far B'W + W'B and W0 W0' + b0 b0' grow apart in `train()`, as a share."""
-    W0, b0, W, _b = network.parameters()
-
-    def sides():
-        overlap = network[1].feedback.T @ W
-        return (overlap + overlap.T).detach(), (W0 @ W0.T + b0.outer(b0)).detach()
-
-    before = sides()
-    train()
-    overlap, hidden = (now - start for now, start in zip(sides(), before))
-    return ((overlap - hidden).norm() / hidden.norm()).item()
+def sides_of_the_law(network):
+    """Return B'W + W'B and W0 W0' + b0 b0' of a hidden layer below an FALinear."""
+    W0, b0, W, _b = (parameter.detach() for parameter in network.parameters())
+    overlap = network[1].feedback.T @ W
+    return overlap + overlap.T, W0 @ W0.T + b0.outer(b0)
