@@ -1,8 +1,8 @@
 """Plot what a run of train_fa_vs_bp_linear_model.py logged.
 
-A panel each for training loss, test error, and the angle between the error as FA sends it to
-the hidden layer and as BP would. Lines are means over the seeds, bands ± one sample standard
-deviation.
+A panel each for training loss, test error, and the angle between the message that FA sends to
+the hidden layer and the one that BP would send. Lines are means over the seeds, bands ± one
+sample standard deviation. The axis of the steps is logarithmic, as alignment happens early.
 """
 
 import argparse
@@ -10,9 +10,8 @@ import json
 import sys
 from pathlib import Path
 
-import matplotlib
 import numpy as np
-from matplotlib import pyplot as plt
+from matplotlib.figure import Figure
 
 # Colours that colour-blind readers can tell apart (Okabe and Ito 2008). FA and BP often lie on
 # each other: the wide solid line stays visible under the thin dashed one.
@@ -23,8 +22,8 @@ STYLES = {
 }
 PANELS = {  # title and label of the vertical axis
     "loss": ("Training loss", "cross-entropy (nats)"),
-    "error": ("Test error", "wrong answers (%)"),
-    "angle": ("Angle between the error as FA sends it back and as BP would", "angle (degrees)"),
+    "error": ("Test error", "misclassified (%)"),
+    "angle": ("Angle between FA's message to the hidden layer and BP's", "angle (degrees)"),
 }
 
 
@@ -40,10 +39,8 @@ def read_log(path: Path) -> dict[str, np.ndarray]:
     """Return {column: its values, shape (seeds, rows)}; the angle is FA's: `fa_angle`.
 
     Of a run that was stopped, a line without an end is left out, and so is an unfinished seed
-    beside complete ones: else the band would mix three seeds here with two there.
-
-    Raises:
-        OSError, ValueError: the file cannot be read, or is no log with a row to plot.
+    beside complete ones: else the band would mix three seeds here with two there. ValueError if
+    the file is no log with a row to plot.
     """
     lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
     if lines and not lines[-1].endswith("\n"):
@@ -60,69 +57,81 @@ def read_log(path: Path) -> dict[str, np.ndarray]:
     for seed in seeds[rows < rows.max()]:
         print(f"{path}: left out seed {seed:.0f}, which is unfinished", file=sys.stderr)
         table = table[table[:, 0] != seed]
-    return dict(zip(columns, table.T.reshape(len(columns), -1, rows.max())))
+    return dict(zip(columns, table.T.reshape(len(columns), -1, rows.max()), strict=True))
 
 
-def describe(config: dict, seeds: int) -> str:
-    """Return the title: the network, the data set, and the options as they are typed."""
-    spread = f"mean ± standard deviation over {seeds} seeds" if seeds > 1 else "1 seed"
-    if not config:
-        return f"Data set and settings unknown: no config.json beside the log; {spread}"
-    names = ["lr", "momentum", "weight_decay", "batch_size", "init_scale"]
-    options = " ".join(f"--{name.replace('_', '-')} {config[name]:g}" for name in names)
-    network = f"Linear network 784-{config['hidden']}-10 on {config['dataset_used']}"
-    return f"{network}, {spread}\n{options}"
+def read_config(path: Path) -> tuple[int | None, str]:
+    """Return the steps in an epoch, and the title; ValueError if that is not a run's config."""
+    if not path.is_file():
+        return None, "Data set and settings unknown: no config.json beside the log"
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+        names = ["lr", "momentum", "weight_decay", "batch_size", "init_scale"]
+        options = " ".join(f"--{name.replace('_', '-')} {config[name]:g}" for name in names)
+        network = f"Linear network 784-{config['hidden']}-10 on {config['dataset_used']}"
+        network += ", all read-outs frozen" if config.get("freeze_read_out") else ""
+        return int(config["steps_per_epoch"]), f"{network}\n{options}"
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"not the settings of a run: {error!r}") from error
 
 
-def plot(log: dict[str, np.ndarray], config: dict) -> plt.Figure:
+def plot(log: dict[str, np.ndarray], steps_per_epoch: int | None, title: str) -> Figure:
     """Return the figure: one panel each for loss, error and angle, as far as logged."""
-    steps_per_epoch = config.get("steps_per_epoch", max(1, log["step"].max()))
-    epochs = log["epoch"][0] + log["step"][0] / steps_per_epoch
+    steps = log["epoch"][0] * (steps_per_epoch or log["step"].max()) + log["step"][0]
+    # A row's test error is that after its step, its loss the mean of those that the mini-batches
+    # since the row before had, each before its own update: that is drawn in their middle.
+    middles = (np.append(0, steps[:-1]) + np.maximum(steps, 1) - 1) / 2
     panels = [panel for panel in PANELS if any(name.endswith(panel) for name in log)]
-    size = (8, 1 + 3 * len(panels))
-    figure, axes = plt.subplots(len(panels), sharex=True, figsize=size, layout="constrained")
-    for panel, ax in zip(panels, np.atleast_1d(axes)):
+    figure = Figure(figsize=(8, 1 + 3 * len(panels)), layout="constrained")
+    axes = figure.subplots(len(panels), sharex=True, squeeze=False).flat
+    for panel, ax in zip(panels, axes, strict=True):
         ax.set(title=PANELS[panel][0], ylabel=PANELS[panel][1])
-        if panel == "angle":
-            ax.axhline(90, color="black", linewidth=1)
-            ax.text(0.99, 91, "90°: unrelated", ha="right", transform=ax.get_yaxis_transform())
-            ax.set_yticks(range(0, 181, 30))
-            ax.set_ylim(0, np.nanmax(log["fa_angle"], initial=110))
-        else:
+        if panel != "angle":
             ax.set_yscale("log", subs=[2, 3, 5])
-            ax.yaxis.set(major_formatter="{x:g}", minor_formatter="{x:g}")  # 0.3, not 3 x 10^-1
         for rule in [rule for rule in STYLES if f"{rule}_{panel}" in log]:
             values, color = log[f"{rule}_{panel}"], STYLES[rule]["color"]
             mean, spread = values.mean(axis=0), values.std(axis=0, ddof=len(values) > 1)
-            ax.plot(epochs, mean, **STYLES[rule])
-            ax.fill_between(epochs, mean - spread, mean + spread, color=color, alpha=0.3, lw=0)
+            at = middles if panel == "loss" else steps
+            ax.plot(at, mean, **STYLES[rule])
+            ax.fill_between(at, mean - spread, mean + spread, color=color, alpha=0.3, lw=0)
+        if panel == "angle":
+            ax.axhline(90, color="black", linewidth=1)
+            ax.text(1.01, 90, "unrelated", va="center", transform=ax.get_yaxis_transform())
+            ax.set_yticks(range(0, 181, 30))
+            ax.set_ylim(0, np.nanmax(log["fa_angle"], initial=110))
+        else:
+            low, high = ax.get_ylim()
+            between = "{x:g}" if high < 100 * low else ""  # decades: there is room for no more
+            ax.yaxis.set(major_formatter="{x:g}", minor_formatter=between)  # 0.3, not 3 x 10^-1
         ax.grid(alpha=0.3, which="both")
     figure.axes[0].legend()
-    figure.axes[-1].set(xlabel="epoch (passes over the training images)", xlim=(0, epochs[-1] or 1))
-    figure.suptitle(describe(config, len(log["seed"])), fontsize="medium")
+    ax.set_xscale("symlog", linthresh=1, linscale=0.5)  # linear from 0 to 1, as a log has no 0
+    ax.xaxis.set_major_formatter("{x:.0f}")
+    epoch = f" (an epoch has {steps_per_epoch})" if steps_per_epoch else ""
+    ax.set(xlabel=f"step{epoch}", xlim=(0, steps[-1] or 1))
+    spread = f"mean ± standard deviation over {len(values)} seeds" if len(values) > 1 else "1 seed"
+    figure.suptitle(f"{title}\n{spread}", fontsize="medium")
     return figure
 
 
 def main(arguments: list[str] | None = None) -> int:
+    """Plot the run that the arguments name; return the exit status."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("run", type=Path, nargs="?", default="runs", help="default: the newest run")
     parser.add_argument("--out", type=Path, help="default: losses.png beside the CSV")
-    parser.add_argument("--show", action="store_true", help="also open a window")
     options = parser.parse_args(arguments)
-    if not options.show:
-        matplotlib.use("agg")  # needs no display
+    place = options.run  # that an error is about
     try:
-        log_path = options.run = find_log(options.run)
-        config_path = log_path.with_name("config.json")
-        config = json.loads(config_path.read_text()) if config_path.is_file() else {}
-        out = options.out or log_path.with_name("losses.png")
-        plot(read_log(log_path), config).savefig(out, format=out.suffix[1:] or "png", dpi=100)
+        place = log_path = find_log(options.run)
+        log = read_log(log_path)
+        place = log_path.with_name("config.json")
+        figure = plot(log, *read_config(place))
+        place = out = options.out or log_path.with_name("losses.png")
+        figure.savefig(out, format=out.suffix[1:] or "png", dpi=100)
     except (OSError, ValueError) as error:  # ValueError: no log, or no such picture format
-        print(f"{parser.prog}: error: {options.run}: {error}", file=sys.stderr)
+        print(f"{parser.prog}: error: {place}: {error}", file=sys.stderr)
         return 2
     print(f"Plotted {log_path} to {out}")
-    if options.show:
-        plt.show()
     return 0
 
 

@@ -31,19 +31,77 @@ def write_log(text, name="a"):
     return path
 
 
-def test_draws_mean_and_sample_standard_deviation_over_epochs():
-    log = plot_losses.read_log(write_log(HEADER + SEED_0 + SEED_1))
-    figure = plot_losses.plot(log, {**CONFIG, "steps_per_epoch": 20})
-    assert "784-20-10 on MNIST, mean ± standard deviation over 2 seeds" in figure.get_suptitle()
+def draw(text, steps_per_epoch=None, title=""):
+    return plot_losses.plot(plot_losses.read_log(write_log(text)), steps_per_epoch, title)
+
+
+def test_draws_mean_and_sample_standard_deviation_of_each_network_under_its_name():
+    figure = draw(HEADER + SEED_0 + SEED_1, 20, "the title")
+    assert figure.get_suptitle() == "the title\nmean ± standard deviation over 2 seeds"
     loss, error, angle = figure.axes
-    fa, _bp, shallow = loss.lines
-    np.testing.assert_allclose(fa.get_xdata(), [0, 0.5])
-    np.testing.assert_allclose(fa.get_ydata(), [3, 1])
-    np.testing.assert_allclose(shallow.get_ydata(), [4, 3])
+    assert [ax.get_title().split()[0] for ax in figure.axes] == ["Training", "Test", "Angle"]
+    for ax, ends in (loss, (1, 2, 3)), (error, (10, 20, 30)):
+        labels = [line.get_label().split()[0] for line in ax.lines]
+        assert dict(zip(labels, ends, strict=True)) == {
+            label: line.get_ydata()[-1] for label, line in zip(labels, ax.lines, strict=True)
+        }
+        assert labels == ["FA", "BP", "shallow"]
+    assert [text.get_text().split()[0] for text in loss.get_legend().get_texts()] == labels
+    np.testing.assert_allclose(loss.lines[0].get_ydata(), [3, 1])
     band = loss.collections[0].get_paths()[0].vertices[:, 1]
     assert (band.min(), band.max()) == pytest.approx((1, 3 + 2**0.5))
-    np.testing.assert_allclose(error.lines[1].get_ydata(), [30, 20])
-    np.testing.assert_allclose(angle.lines[1].get_ydata(), [65, 50])  # line 0 is that at 90
+    np.testing.assert_allclose(angle.lines[0].get_ydata(), [65, 50])
+    np.testing.assert_allclose(angle.lines[1].get_ydata(), [90, 90])  # unrelated
+
+
+def test_steps_are_on_a_logarithmic_axis_that_has_a_zero_and_plain_numbers():
+    figure = draw("seed,epoch,step,bp_loss,bp_error\n0,0,0,9,9\n0,0,1875,5,5\n0,4,1875,1,1\n", 1875)
+    figure.draw_without_rendering()
+    loss, error = figure.axes
+    np.testing.assert_allclose(error.lines[0].get_xdata(), [0, 1875, 5 * 1875])
+    assert (error.get_xscale(), error.xaxis.get_transform().linthresh) == ("symlog", 1)
+    assert (loss.get_yscale(), error.get_yscale()) == ("log", "log")
+    ticks = [label.get_text() for label in error.get_xticklabels()]
+    assert ticks[:5] == ["0", "1", "10", "100", "1000"]
+    assert error.get_xlabel() == "step (an epoch has 1875)"
+
+
+def test_a_loss_is_drawn_in_the_middle_of_the_steps_that_it_is_the_mean_of():
+    rows = "".join(f"0,{at},1,1\n" for at in ("0,0", "0,1", "0,2", "0,4", "0,10", "1,10"))
+    loss, error = draw("seed,epoch,step,fa_loss,fa_error\n" + rows, 10).axes
+    np.testing.assert_allclose(error.lines[0].get_xdata(), [0, 1, 2, 4, 10, 20])
+    # Updates made before each mini-batch: 0; 0; 1; 2, 3; 4 to 9; 10 to 19.
+    np.testing.assert_allclose(loss.lines[0].get_xdata(), [0, 0, 1, 2.5, 6.5, 14.5])
+
+
+@pytest.mark.parametrize(("top", "labelled"), [(5, {"0.5", "1", "2", "3"}), (5000, set())])
+def test_numbers_on_the_axis_of_the_loss_have_room(top, labelled):
+    figure = draw(f"seed,epoch,step,fa_loss\n0,0,0,0.3\n0,0,9,{top}\n")
+    figure.draw_without_rendering()
+    minor = {label.get_text() for label in figure.axes[0].get_yticklabels(minor=True)}
+    major = {label.get_text() for label in figure.axes[0].get_yticklabels()}
+    assert labelled <= minor | major
+    assert "1" in major
+    assert labelled or minor == {""}
+
+
+def test_the_title_tells_network_data_and_options(capsys):
+    path = write_log(HEADER + SEED_0).with_name("config.json")
+    path.write_text(json.dumps({**CONFIG, "freeze_read_out": True, "lr": 0.5}))
+    steps, title = plot_losses.read_config(path)
+    assert steps == 1875
+    assert title.startswith("Linear network 784-20-10 on MNIST, all read-outs frozen\n--lr 0.5")
+    path.write_text(json.dumps(CONFIG))
+    assert "frozen" not in plot_losses.read_config(path)[1]
+
+
+@pytest.mark.parametrize("text", ["", "{", "{}", "[1]", "null", '{"lr": "x"}', "\udcff"])
+def test_a_config_that_is_none_gets_one_clear_line(capsys, text):
+    path = write_log(HEADER + SEED_0).with_name("config.json")
+    path.write_bytes(text.encode(errors="surrogateescape"))
+    assert plot_losses.main(["runs"]) == 2
+    (error,) = capsys.readouterr().err.splitlines()
+    assert f"error: {path}: not the settings of a run: " in error
 
 
 @pytest.mark.parametrize(
@@ -59,10 +117,10 @@ def test_nan_leaves_a_gap_and_what_was_not_logged_no_panel():
     for name, rows in ("some", "0,0,0,2\n0,0,1,nan\n"), ("all", "0,0,0,nan\n"):
         path = write_log("seed,epoch,step,bp_loss\n" + rows, name)
         assert plot_losses.main([str(path)]) == 0
-    figure = plot_losses.plot(plot_losses.read_log(Path("runs/some/losses.csv")), {})
+    figure = plot_losses.plot(plot_losses.read_log(Path("runs/some/losses.csv")), None, "")
     np.testing.assert_allclose(figure.axes[0].lines[0].get_ydata(), [2, np.nan])
     assert len(figure.axes) == 1
-    assert "unknown" in figure.get_suptitle()
+    assert "unknown" in plot_losses.read_config(Path("runs/some/config.json"))[1]
 
 
 def test_draws_the_newest_run_by_default_without_a_display_or_where_it_is_told():
@@ -99,7 +157,7 @@ def test_a_log_that_cannot_be_plotted_gets_one_clear_line(capsys, text, mention)
     ("arguments", "mention"),
     [
         ("nowhere", "nowhere: no run here"),
-        ("runs/a --out .", "Is a directory"),
+        ("runs/a --out .", "error: .: [Errno 21] Is a directory"),
         ("runs/a --out a.docx", "'docx' is not supported"),
     ],
 )
