@@ -1,15 +1,16 @@
 """Train matched linear networks by feedback alignment and backpropagation, on MNIST.
 
 Three networks 784-20-10 without non-linearity start from the same weights and see the same
-mini-batches. All that differs is how the hidden layer learns:
+mini-batches. All that differs is the message by which the output error e teaches the hidden
+layer:
 
-    fa       by the error sent back through a fixed random matrix B (feedback alignment)
-    bp       by the error sent back through the transposed forward weights W (backpropagation)
-    shallow  not at all: it is frozen, and only the read-out learns (the control)
+    fa       B^T e: e sent back through a fixed random matrix B (feedback alignment)
+    bp       W^T e: e sent back through the weights W of the read-out (backpropagation)
+    shallow  none: the hidden layer stays as it was drawn, and only the read-out learns
 
-Even a read-out trained to the end on 20 random features errs on 32 % of the test images, so a
-network that errs far less has taught its hidden layer. How FA can, the angle shows: W turns
-toward B.
+With 20 random hidden units the best read-out errs on 32 % of the test images: a network that
+errs on 8 % has taught its hidden layer. A random message can teach because W comes to resemble
+B: watch the angle between the two messages. With --freeze-read-out W cannot, and FA fails.
 """
 
 import argparse
@@ -19,11 +20,13 @@ import math
 import shlex
 import socket
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from datetime import datetime, timedelta
+from importlib.metadata import version
 from pathlib import Path
-from typing import NamedTuple, TextIO
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -34,38 +37,41 @@ from torchvision.transforms.functional import center_crop
 from fa_linear import FALinear
 
 RULES = ["fa", "bp", "shallow"]
+DATASETS = ["auto", "mnist", "synthetic"]
 PIXELS, CLASSES = 28 * 28, 10
 TRAIN_SIZE, TEST_SIZE = 60_000, 10_000  # MNIST's; the stand-in has as many
 PIXEL_MEAN, PIXEL_STD = 0.1307, 0.3081  # of MNIST's training images, scaled to [0, 1]
 ANGLE_IMAGES = 1000  # for the mean angle: within a degree of all 10,000, at a tenth of the time
 
 
-def make_network(rule: str, hidden: int) -> nn.Sequential:
+def make_network(rule: str, hidden: int, freeze_read_out: bool = False) -> nn.Sequential:
     """Return a linear network 784-hidden-10 whose hidden layer learns by `rule`."""
     read_out = FALinear if rule == "fa" else nn.Linear
     network = nn.Sequential(nn.Linear(PIXELS, hidden), read_out(hidden, CLASSES))
     network[0].requires_grad_(rule != "shallow")
+    network[1].requires_grad_(not freeze_read_out)
     return network
 
 
-def matched_networks(rules: list[str], hidden: int, init_scale: float, seed: int) -> nn.ModuleDict:
+def matched_networks(options: argparse.Namespace, seed: int) -> nn.ModuleDict:
     """Return {rule: network}, all with the same initial forward weights and biases.
 
     Weights are U(-s, s) with s = init_scale * sqrt(6 / fan_in), Kaiming-uniform times
-    init_scale; biases are zero. The feedback keeps the full scale that `FALinear` gives it:
-    from small weights, W is soon dominated by what it learned through B.
+    init_scale; biases are zero. FA's feedback B keeps the scale that `FALinear` gives it, so
+    with init_scale 1 the read-out W and B are two draws from one distribution.
     """
     torch.manual_seed(seed)
     # Drawn whichever rules train, so that a seed means the same start for each of them.
-    start = make_network("fa", hidden)
+    start = make_network("fa", options.hidden)
     for layer in start:
-        bound = init_scale * math.sqrt(6 / layer.in_features)
+        bound = options.init_scale * math.sqrt(6 / layer.in_features)
         nn.init.uniform_(layer.weight, -bound, bound)
         nn.init.zeros_(layer.bias)
-    networks = nn.ModuleDict({rule: make_network(rule, hidden) for rule in rules})
-    for network in networks.values():
+    networks = nn.ModuleDict()
+    for rule in options.rules:
+        networks[rule] = make_network(rule, options.hidden, options.freeze_read_out)
         # Not strict: `start` has a feedback matrix, which only FA has a place for.
-        network.load_state_dict(start.state_dict(), strict=False)
+        networks[rule].load_state_dict(start.state_dict(), strict=False)
     return networks
 
 
@@ -74,10 +80,11 @@ def train(
 ) -> Iterator[tuple[int, int, dict[str, float]]]:
     """Train all networks on the same mini-batches in the same order; yield the log's rows.
 
-    A row is epoch (from 0), step within the epoch, and what `measure` returns for the mean
-    losses over the mini-batches since the row before. The first row is that of step 0, before
-    the first update, with the losses on the first mini-batch. The next come every
-    `options.log_every` steps and at each epoch's last.
+    A generator: it trains only as far as its rows are asked for. A row is the epoch
+    (from 0), the step in it, and what `measure` returns after that step, given the mean losses
+    of the steps since the row before. The first is that of step 0, before any update, with the
+    losses on the first mini-batch. Then there is one every `log_every` steps and at each
+    epoch's last; and in the first epoch, as alignment begins early, at steps 1, 2, 4, 8, ...
     """
     optimizer = torch.optim.SGD(
         networks.parameters(),
@@ -85,70 +92,65 @@ def train(
         momentum=options.momentum,
         nesterov=options.momentum > 0,  # torch refuses Nesterov without momentum
         weight_decay=options.weight_decay,
-        fused=True,  # one pass over the weights instead of six
+        fused=True,  # one pass over the weights, where each term would else have its own
     )
     shuffle = torch.Generator().manual_seed(seed)
     for epoch in range(options.epochs):
         order = torch.randperm(len(digits.train_images), generator=shuffle)
-        mini_batches = order.to(options.device).split(options.batch_size)
-        losses = []  # since the row before: for each step a tensor (networks,)
-        for step, mini_batch in enumerate(mini_batches, start=1):
-            images, labels = digits.train_images[mini_batch], digits.train_labels[mini_batch]
+        batches = order.to(options.device).split(options.batch_size)  # of indices
+        losses_since_row = []
+        for step, indices in enumerate(batches, start=1):
+            images, labels = digits.train_images[indices], digits.train_labels[indices]
             outputs = [network(images) for network in networks.values()]
-            loss = torch.stack([F.cross_entropy(output, labels) for output in outputs])
+            losses = torch.stack([F.cross_entropy(y, labels) for y in outputs])  # (networks,)
             if epoch == 0 and step == 1:
-                yield 0, 0, measure(networks, loss, digits)
+                yield 0, 0, measure(networks, losses, digits)
             # No two networks share a weight, so the sum gives each just its own gradient.
-            loss.sum().backward()
+            losses.sum().backward()
             optimizer.step()
             optimizer.zero_grad()
-            losses.append(loss.detach())
-            if step % options.log_every == 0 or step == len(mini_batches):
-                yield epoch, step, measure(networks, torch.stack(losses).mean(dim=0), digits)
-                losses.clear()
+            losses_since_row.append(losses.detach())
+            early = epoch == 0 and step < options.log_every and step.bit_count() == 1  # 1, 2, 4, 8
+            if early or step % options.log_every == 0 or step == len(batches):
+                yield epoch, step, measure(networks, torch.stack(losses_since_row).mean(0), digits)
+                losses_since_row.clear()
 
 
 @torch.no_grad()
 def measure(networks: nn.ModuleDict, losses: Tensor, digits: "Digits") -> dict[str, float]:
-    """Return each network's loss and test error (in per cent), and FA's alignment angle.
+    """Return the values of a row by column: losses, test errors, angle; what overflowed is nan.
 
-    The losses are given, shape (networks,). What overflowed is nan.
+    The training losses are given, shape (networks,). A test error is the percentage of the test
+    images that a network misclassifies, the angle that of FA's alignment, in degrees.
     """
-    measures = {f"{rule}_loss": loss for rule, loss in zip(networks, losses)}
+    measures = {f"{rule}_loss": loss for rule, loss in zip(networks, losses, strict=True)}
     for rule, network in networks.items():
-        outputs = F.linear(digits.test_images, *collapse(network))
-        wrong = 100 * (outputs.argmax(dim=1) != digits.test_labels).float().mean()
+        W0, b0, W, b = network.parameters()
+        # W (W0 x + b0) + b as one layer: a wide network is then tested as fast as a narrow one.
+        outputs = F.linear(digits.test_images, W @ W0, W @ b0 + b)
+        misclassified = 100 * (outputs.argmax(dim=1) != digits.test_labels).float().mean()
         # The argmax of nan is an index like any other, and would count as an answer.
-        measures[f"{rule}_error"] = torch.where(outputs.isfinite().all(), wrong, torch.nan)
+        measures[f"{rule}_error"] = misclassified.where(outputs.isfinite().all(), torch.nan)
         if rule == "fa":
-            target = F.one_hot(digits.test_labels[:ANGLE_IMAGES], CLASSES)
-            error = outputs[:ANGLE_IMAGES].softmax(dim=1) - target  # dL/dy of the cross-entropy
-            measures["angle"] = alignment_angle(error, network[1].weight, network[1].feedback)
+            targets = F.one_hot(digits.test_labels[:ANGLE_IMAGES], CLASSES)
+            e = outputs[:ANGLE_IMAGES].softmax(dim=1) - targets  # dL/dy of the cross-entropy
+            measures["angle"] = alignment_angle(e, W, network[1].feedback)
     values = torch.stack(list(measures.values()))
-    values = values.where(values.isfinite(), torch.nan)
-    return dict(zip(measures, values.tolist()))  # waits for the device, once
+    values = values.where(values.isfinite(), torch.nan).tolist()  # waits for the device, once
+    return dict(zip(measures, values, strict=True))
 
 
-def collapse(network: nn.Sequential) -> tuple[Tensor, Tensor]:
-    """Return the one linear map that a linear network amounts to.
+def alignment_angle(e: Tensor, weight: Tensor, feedback: Tensor) -> Tensor:
+    """Return the mean angle between FA's message and BP's, a scalar in degrees.
 
-    x -> W (W0 x + b0) + b = (W W0) x + (W b0 + b), as weight (10, 784) and bias (10,): the
-    test images then cost the same, however wide the hidden layer.
+    The messages, B^T e and W^T e, are what teaches the hidden layer: 0 degrees apart where B is
+    W, about 90 where they are unrelated (Lillicrap et al. 2016, Figs. 1 and 2). An example with
+    no message has no angle and is left out; nan if none has one.
+
+    Shapes: output errors e (n, 10), one example a row; weight W and feedback B (10, hidden).
     """
-    hidden, read_out = network
-    return read_out.weight @ hidden.weight, read_out.weight @ hidden.bias + read_out.bias
-
-
-def alignment_angle(error: Tensor, weight: Tensor, feedback: Tensor) -> Tensor:
-    """Return the mean angle between FA's and BP's teaching signal, a scalar in degrees.
-
-    The signals are what the hidden layer gets, B^T e under FA and W^T e under BP: 0 degrees
-    for BP itself, about 90 for unrelated matrices (Lillicrap et al. 2016, Figs. 1 and 2). An
-    example whose signal is zero has no angle and is left out; nan if none has one.
-
-    Shapes: error (n, 10), one example a row; weight and feedback (10, hidden).
-    """
-    fa, bp = error @ feedback, error @ weight
+    fa, bp = e @ feedback, e @ weight
+    # F.cosine_similarity would give no message the cosine 0, a false 90 degrees.
     cosine = (fa * bp).sum(dim=1) / (fa.norm(dim=1) * bp.norm(dim=1))
     return cosine.clamp(-1, 1).acos().rad2deg().nanmean()  # rounding may leave [-1, 1]
 
@@ -163,62 +165,73 @@ class Digits(NamedTuple):
     test_labels: Tensor
 
 
+class NoMNIST(Exception):
+    """MNIST is needed and cannot be had; the message says why, and what may help."""
+
+
 def load_digits(dataset: str, data_dir: Path, device: torch.device) -> Digits:
-    """Return MNIST, or the stand-in where `dataset` asks for or allows it.
+    """Return MNIST; for "synthetic", and for "auto" where MNIST cannot be had, the stand-in.
 
     Raises:
-        ArgumentError: MNIST is required and cannot be had, or `data_dir` cannot be used.
+        NoMNIST: MNIST cannot be had and `dataset` is "mnist", or `data_dir` cannot be a folder.
     """
-    name, parts = "synthetic digits (not MNIST)", None
-    if dataset != "synthetic":
+    if dataset == "synthetic":
+        name, parts = "synthetic digits (not MNIST)", synthetic_digits()
+    else:
         print(f"Looking for MNIST in {data_dir}, else downloading it ...", flush=True)
         try:
-            name, parts = "MNIST", [load_mnist(data_dir, train) for train in (True, False)]
+            name, parts = "MNIST", load_mnist(data_dir)
         except Exception as error:  # torchvision raises nearly anything on a damaged file
             reason = " ".join(str(error).split()) or type(error).__name__
             problem = f"no MNIST in {data_dir} ({reason}); if damaged, delete {data_dir / 'MNIST'}"
             unusable = isinstance(error, (FileExistsError, NotADirectoryError, PermissionError))
             if dataset == "mnist" or unusable:
-                raise argparse.ArgumentError(None, f"argument --data-dir: {problem}") from error
+                raise NoMNIST(problem) from error
             print(f"WARNING: {problem}", file=sys.stderr)
             print("WARNING: typeset digits stand in; no figure below is MNIST's", file=sys.stderr)
+            return load_digits("synthetic", data_dir, device)
     tensors = []
-    for images, labels in parts or [synthetic_digits(train) for train in (True, False)]:
+    for images, labels in parts:
         # Normalised once and kept on the device, where a mini-batch is then a look-up.
-        images = images.to(device).flatten(start_dim=1).float().div_(255)
-        tensors += [images.sub_(PIXEL_MEAN).div_(PIXEL_STD), labels.to(device)]
+        pixels = images.to(device).flatten(start_dim=1).float().div_(255)
+        tensors += [pixels.sub_(PIXEL_MEAN).div_(PIXEL_STD), labels.to(device)]
     return Digits(name, *tensors)
 
 
-def load_mnist(data_dir: Path, train: bool) -> tuple[Tensor, Tensor]:
-    """Return MNIST's images uint8 (n, 28, 28) and labels (n,), downloaded if need be."""
+def load_mnist(data_dir: Path) -> list[tuple[Tensor, Tensor]]:
+    """Return MNIST's training and test part, each as images uint8 (n, 28, 28) and labels (n,)."""
     socket.setdefaulttimeout(10)  # seconds; a silent server would else hold the run forever
-    mnist = MNIST(data_dir, train=train, download=True)
-    size = TRAIN_SIZE if train else TEST_SIZE
-    complete = mnist.data.shape == (size, 28, 28) and mnist.targets.shape == (size,)
-    if not complete or mnist.targets.max() >= CLASSES:
-        raise ValueError(f"not {size} images of 28 x 28 with labels from 0 to 9")
-    return mnist.data, mnist.targets
+    parts = []
+    for train_part, size in (True, TRAIN_SIZE), (False, TEST_SIZE):
+        mnist = MNIST(data_dir, train=train_part, download=True)
+        complete = mnist.data.shape == (size, 28, 28) and mnist.targets.shape == (size,)
+        if not complete or mnist.targets.max() >= CLASSES:
+            raise ValueError(f"not {size} images of 28 x 28 with labels from 0 to 9")
+        parts.append((mnist.data, mnist.targets))
+    return parts
 
 
-def synthetic_digits(train: bool) -> tuple[Tensor, Tensor]:
+def synthetic_digits() -> list[tuple[Tensor, Tensor]]:
     """Return a stand-in for what `load_mnist` returns that needs no file and no network.
 
-    Digits typeset in 20 fonts that Matplotlib ships, each image under an affine map of its own:
-    the same every time. With this much noise, networks err about as often as on MNIST.
+    Digits typeset in 20 fonts that Matplotlib ships, each under a random affine map: the same
+    every time under one version of Matplotlib, which config.json records. With this much noise,
+    networks err about as often as on MNIST.
     """
     glyphs = typeset_digits()
-    random = torch.Generator().manual_seed(int(train))
-    size = TRAIN_SIZE if train else TEST_SIZE
-    labels = torch.randint(CLASSES, (size,), generator=random)
-    fonts = torch.randint(len(glyphs), (size,), generator=random)
-    maps = torch.eye(2, 3) + 0.09 * torch.randn(size, 2, 3, generator=random)
-    images = torch.empty(size, 1, 28, 28, dtype=torch.uint8)
-    for some in torch.arange(size).split(2000):  # bounds the memory
-        grid = F.affine_grid(maps[some], images[some].shape, align_corners=False)
-        drawn = F.grid_sample(glyphs[fonts[some], labels[some]], grid, align_corners=False)
-        images[some] = drawn.round().byte()
-    return images, labels
+    parts = []
+    for seed, size in (1, TRAIN_SIZE), (0, TEST_SIZE):
+        generator = torch.Generator().manual_seed(seed)
+        labels = torch.randint(CLASSES, (size,), generator=generator)
+        fonts = torch.randint(len(glyphs), (size,), generator=generator)
+        maps = torch.eye(2, 3) + 0.09 * torch.randn(size, 2, 3, generator=generator)
+        images = torch.empty(size, 1, 28, 28, dtype=torch.uint8)
+        for chunk in torch.arange(size).split(2000):  # bounds the memory
+            grid = F.affine_grid(maps[chunk], images[chunk].shape, align_corners=False)
+            drawn = F.grid_sample(glyphs[fonts[chunk], labels[chunk]], grid, align_corners=False)
+            images[chunk] = drawn.round().byte()
+        parts.append((images, labels))
+    return parts
 
 
 def typeset_digits() -> Tensor:
@@ -232,9 +245,9 @@ def typeset_digits() -> Tensor:
     for family, slant in ("Sans", "Oblique"), ("SansMono", "Oblique"), ("Serif", "Italic"):
         names += [f"DejaVu{family}{style}" for style in ("", "-Bold", f"-{slant}", f"-Bold{slant}")]
     glyphs = torch.zeros(len(names), CLASSES, 1, 28, 28)
-    for row, name in zip(glyphs, names):
+    for row, name in zip(glyphs, names, strict=True):
         font = FT2Font(str(Path(get_data_path(), "fonts", "ttf", f"{name}.ttf")))
-        font.set_size(24, 72)  # pixels at 72 dots per inch: digits 18 to 20 high
+        font.set_size(24, 72)  # 24 pixels at 72 dots per inch: digits 15 to 18 high
         for digit in range(CLASSES):
             font.set_text(str(digit))
             font.draw_glyphs_to_bitmap()
@@ -242,44 +255,57 @@ def typeset_digits() -> Tensor:
     return glyphs
 
 
-def run(options: argparse.Namespace, digits: Digits, log: TextIO) -> None:
+def compare(options: argparse.Namespace, digits: Digits) -> None:
     """Train a matched set of networks for each seed; log and print each row when it comes."""
-    steps_per_epoch = math.ceil(len(digits.train_images) / options.batch_size)
-    config = vars(options) | {"dataset_used": digits.name, "steps_per_epoch": steps_per_epoch}
-    config["torch"] = torch.__version__
-    (options.out / "config.json").write_text(json.dumps(config, indent=2, default=str) + "\n")
-
-    columns = ["seed", "epoch", "step"]
-    columns += [f"{rule}_{name}" for name in ("loss", "error") for rule in options.rules]
-    columns += ["angle"] if "fa" in options.rules else []
-    writer = csv.writer(log, lineterminator="\n")
-    writer.writerow(columns)
+    measured = [f"{rule}_{name}" for name in ("loss", "error") for rule in options.rules]
+    measured += ["angle"] if "fa" in options.rules else []
+    columns = ["seed", "epoch", "step", *measured]
     headings = [*columns, "time left"]
-    print(f"Data: {digits.name}. Device: {options.device}. loss: the mean since the row before;")
-    print("error: % of the test images; angle: from FA's to BP's teaching signal, in degrees\n")
-    print("|".join(headings))
-    print("|".join("-" * len(heading) for heading in headings))
-
+    steps_per_epoch = math.ceil(len(digits.train_images) / options.batch_size)
+    write_config(options, digits, steps_per_epoch)
+    print(f"Data: {digits.name}. Device: {options.device}.")
+    print("Losses are means over the steps since the row before, errors the percentage of test")
+    print("images misclassified, angles the degrees between FA's message and BP's.\n")
+    row_format = "|".join(f"{{:>{len(heading)}}}" for heading in headings)
+    print(row_format.format(*headings))
+    print(row_format.format(*("-" * len(heading) for heading in headings)))
     started, last_rows = time.monotonic(), []
-    for seeds_done, seed in enumerate(options.seeds):
-        networks = matched_networks(options.rules, options.hidden, options.init_scale, seed)
-        for epoch, step, measures in train(networks.to(options.device), digits, options, seed):
-            position, values = [seed, epoch, step], [measures[name] for name in columns[3:]]
-            writer.writerow([*position, *(f"{value:.6g}" for value in values)])
-            cells = [*map(str, position), *(f"{value:#.4g}" for value in values)]
-            epochs_done = seeds_done * options.epochs + epoch + step / steps_per_epoch
-            if epochs_done > 0:
-                times_left = len(options.seeds) * options.epochs / epochs_done - 1
-                seconds_left = (time.monotonic() - started) * times_left
-                cells.append(str(timedelta(seconds=round(seconds_left))))
-            print("|".join(c.rjust(len(h)) for c, h in zip(cells, headings)), flush=True)
-        last_rows.append(values)
-        if any(map(math.isnan, values)):
-            print("WARNING: nan: the loss overflowed; try a smaller --lr", file=sys.stderr)
+    # Line buffering hands each row to the system whole: a run that is killed keeps it.
+    with open(options.out / "losses.csv", "x", buffering=1, newline="") as log:
+        writer = csv.writer(log, lineterminator="\n")
+        writer.writerow(columns)
+        for seeds_done, seed in enumerate(options.seeds):
+            networks = matched_networks(options, seed).to(options.device)
+            for epoch, step, measures in train(networks, digits, options, seed):
+                position, values = [seed, epoch, step], [measures[name] for name in measured]
+                writer.writerow([*position, *(f"{value:.6g}" for value in values)])
+                epochs_done = seeds_done * options.epochs + epoch + step / steps_per_epoch
+                left = time_left(started, epochs_done / (len(options.seeds) * options.epochs))
+                cells = [*position, *(f"{value:#.4g}" for value in values), left]
+                print(row_format.format(*cells), flush=True)
+            last_rows.append(values)
+            if any(map(math.isnan, values)):
+                print("WARNING: nan: the loss overflowed; try a smaller --lr", file=sys.stderr)
     if len(last_rows) > 1:
         print(f"\nLast rows, mean ± standard deviation over {len(last_rows)} seeds:")
-        for column, values in zip(columns[3:], torch.tensor(last_rows).T):
-            print(f"{column:13} {values.mean():#.4g} ± {values.std():.2g}")
+        for name, values in zip(measured, torch.tensor(last_rows).T, strict=True):
+            print(f"{name:13} {values.mean():#.4g} ± {values.std():.2g}")
+
+
+def write_config(options: argparse.Namespace, digits: Digits, steps_per_epoch: int) -> None:
+    """Write config.json: what it takes to repeat the run, and to draw it."""
+    config = vars(options) | {"dataset_used": digits.name, "steps_per_epoch": steps_per_epoch}
+    config |= {"torch": torch.__version__, "matplotlib": version("matplotlib")}
+    with open(options.out / "config.json", "x") as file:
+        file.write(json.dumps(config, indent=2, default=str) + "\n")
+
+
+def time_left(started: float, share_done: float) -> str:
+    """Return how long the rest takes at this pace, as h:mm:ss; blank where nobody can tell."""
+    seconds = time.monotonic() - started
+    if seconds < 2 or share_done == 0:  # start-up and the many early rows hide the pace
+        return ""
+    return str(timedelta(seconds=round(seconds * (1 / share_done - 1))))
 
 
 class OneLineParser(argparse.ArgumentParser):
@@ -288,17 +314,16 @@ class OneLineParser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: error: {message}\n")
 
 
-def number(low: float, high: float):
+def within(low: float, high: float):
     """Return an argparse type: a number from low to high, whole if they are."""
 
-    def parse(text: str) -> float:
+    def number(text: str) -> float:
         value = type(low)(text)
         if not low <= value <= high:  # as nan is not
             raise argparse.ArgumentTypeError(f"{text!r} is not from {low} to {high}")
         return value
 
-    parse.__name__ = type(low).__name__  # for argparse's own message where text is no number
-    return parse
+    return number
 
 
 def working_device(text: str) -> torch.device:
@@ -312,26 +337,31 @@ def working_device(text: str) -> torch.device:
 
 
 def make_parser() -> argparse.ArgumentParser:
+    """Return the parser of the options; the help says why a default is what it is."""
     formatter = argparse.ArgumentDefaultsHelpFormatter
     parser = OneLineParser(description=__doc__.splitlines()[0], formatter_class=formatter)
     accelerator = torch.accelerator.is_available() and torch.accelerator.current_accelerator()
     new_folder = datetime.now().strftime("runs/%Y-%m-%d_%H-%M-%S-%f")
-    datasets = ["auto", "mnist", "synthetic"]
-    add = parser.add_argument
-    add("--rules", nargs="+", choices=RULES, default=RULES, help="which networks train")
-    add("--epochs", type=number(1, 10_000), default=5, help="passes over the training images")
-    add("--batch-size", type=number(1, TRAIN_SIZE), default=32, help="images in a mini-batch")
-    add("--hidden", type=number(1, 100_000), default=20, help="hidden units")
-    add("--lr", type=number(1e-9, 1e6), default=1e-3, help="learning rate of SGD")
-    add("--momentum", type=number(0.0, 0.9999), default=0.9, help="Nesterov momentum; 0 for none")
-    add("--weight-decay", type=number(0.0, 1.0), default=1e-3, help="weight decay (L2)")
-    add("--init-scale", type=number(1e-6, 1e2), default=0.1, help="weights, x Kaiming-uniform")
-    add("--log-every", type=number(1, TRAIN_SIZE), default=125, help="steps between two rows")
-    add("--seeds", nargs="+", type=number(0, 2**32 - 1), default=[0], help="one matched set each")
-    add("--dataset", choices=datasets, default="auto", help="auto: mnist, or else synthetic")
-    add("--data-dir", type=Path, default="data", help="where MNIST is, or is downloaded to")
-    add("--device", type=working_device, default=str(accelerator or "cpu"), help="cpu, cuda, ...")
-    add("--out", type=Path, default=new_folder, help="folder for losses.csv and config.json")
+
+    def add(name: str, type, default, help: str, **settings):
+        parser.add_argument(name, type=type, default=default, help=help, **settings)
+
+    text = "freeze the read-outs of all networks, so that W cannot come to resemble B"
+    parser.add_argument("--freeze-read-out", action="store_true", help=text)
+    add("--rules", str, RULES, "which networks train", nargs="+", choices=RULES)
+    add("--hidden", within(1, 100_000), 20, "hidden units; with 1000, frozen ones do as well")
+    add("--init-scale", within(1e-6, 1e2), 1.0, "multiplies the initial W0 and W, but not B")
+    add("--epochs", within(1, 10_000), 5, "passes over the images; fifteen more gain half a point")
+    add("--batch-size", within(1, TRAIN_SIZE), 32, "images in a mini-batch, as in the original")
+    add("--lr", within(1e-9, 1e6), 1e-3, "learning rate of SGD; with 0.01 FA is unstable")
+    add("--momentum", within(0.0, 0.9999), 0.9, "Nesterov momentum, as in the original; 0: none")
+    add("--weight-decay", within(0.0, 1.0), 1e-3, "weight decay (L2), as in the original; 0: none")
+    add("--log-every", within(1, TRAIN_SIZE), 125, "steps between rows; 125: 15 rows an epoch")
+    add("--seeds", within(0, 2**32 - 1), [0], "one set of networks each", nargs="+")
+    add("--dataset", str, "auto", "auto: mnist, if it can be had", choices=DATASETS)
+    add("--data-dir", Path, "data", "where MNIST is, or is downloaded to")
+    add("--device", working_device, str(accelerator or "cpu"), "cpu, cuda, ...")
+    add("--out", Path, new_folder, "new folder for losses.csv and config.json")
     return parser
 
 
@@ -341,27 +371,30 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     options.rules = [rule for rule in RULES if rule in options.rules]
     options.seeds = list(dict.fromkeys(options.seeds))  # each once
-    log_path, kept = options.out / "losses.csv", ""  # nothing kept until the log is open
-    try:
-        digits = load_digits(options.dataset, options.data_dir, options.device)
+    if options.freeze_read_out and options.rules == ["shallow"]:
+        parser.error("argument --freeze-read-out: nothing would learn in shallow; add fa or bp")
+    try:  # before MNIST is downloaded
         options.out.mkdir(parents=True, exist_ok=True)
-        # Line buffering hands each row to the system whole: a run that is killed keeps it.
-        with open(log_path, "x", buffering=1, newline="") as log:
-            kept = f" All rows so far are in {log_path}."
-            run(options, digits, log)
-    except argparse.ArgumentError as error:
-        parser.error(str(error))
-    except KeyboardInterrupt:
-        print(f"\nInterrupted.{kept}", file=sys.stderr)
-        return 130
+        tempfile.TemporaryFile(dir=options.out).close()  # can it be written to?
     except OSError as error:
-        if not kept:
-            parser.error(f"argument --out: {error}")
-        print(f"\nStopped: {error}.{kept}", file=sys.stderr)  # a full disk, say
-        return 1
-    plot = [sys.executable, str(Path(__file__).with_name("plot_losses.py")), str(options.out)]
-    print(f"\nResults: {log_path}\nPlot:    {shlex.join(plot)}")
-    return 0
+        parser.error(f"argument --out: {error}")
+    if any(options.out.iterdir()):
+        parser.error(f"argument --out: {options.out} is not empty; no run is overwritten")
+    log_path = options.out / "losses.csv"
+    try:
+        compare(options, load_digits(options.dataset, options.data_dir, options.device))
+        plot = [sys.executable, str(Path(__file__).with_name("plot_losses.py")), str(options.out)]
+        print(f"\nResults: {log_path}\nPlot:    {shlex.join(plot)}")
+        return 0
+    except NoMNIST as error:
+        parser.error(f"argument --data-dir: {error}")
+    except KeyboardInterrupt:
+        status, reason = 130, "Interrupted"
+    except OSError as error:  # a full disk, say, or the reader of the output has gone
+        status, reason = 1, f"Stopped: {error}"
+    kept = f" All rows so far are in {log_path}." if log_path.exists() else ""
+    print(f"\n{reason}.{kept}", file=sys.stderr)
+    return status
 
 
 if __name__ == "__main__":

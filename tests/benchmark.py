@@ -33,7 +33,7 @@ def textbook_loop(networks, digits, options, _seed):
     batches = itertools.chain.from_iterable(itertools.repeat(loader))
     for step, (images, labels) in enumerate(batches, start=1):
         images, labels = images.flatten(start_dim=1).to(options.device), labels.to(options.device)
-        for network, optimizer in zip(networks.values(), optimizers):
+        for network, optimizer in zip(networks.values(), optimizers, strict=True):
             optimizer.zero_grad()
             F.cross_entropy(network(images), labels).backward()
             optimizer.step()
@@ -52,11 +52,11 @@ def hand_written_loop(networks, digits, options, _seed):
     for step, mini_batch in enumerate(batches, start=1):
         x = digits.train_images[mini_batch]
         target = F.one_hot(digits.train_labels[mini_batch], script.CLASSES)
-        for (W0, b0, W, b), velocity, B in zip(weights, velocities, feedbacks):
+        for (W0, b0, W, b), velocity, B in zip(weights, velocities, feedbacks, strict=True):
             h = torch.addmm(b0, x, W0.T)
             e = torch.addmm(b, h, W.T).softmax(dim=1).sub_(target).div_(len(x))
-            delta = e @ (W if B is None else B)
-            gradients = [delta.T @ x, delta.sum(dim=0), e.T @ h, e.sum(dim=0)]
+            message = e @ (W if B is None else B)
+            gradients = [message.T @ x, message.sum(dim=0), e.T @ h, e.sum(dim=0)]
             for p, gradient, v in zip((W0, b0, W, b), gradients, velocity):
                 gradient.add_(p, alpha=options.weight_decay)
                 v.mul_(options.momentum).add_(gradient)
@@ -74,21 +74,26 @@ def seconds_to_next(loop):
 
 
 def main(data_dir="data"):
-    arguments = [f"--log-every={STEPS}", "--epochs=10", f"--data-dir={data_dir}"]
+    arguments = ["--rules", "fa", "bp", f"--log-every={STEPS}", f"--data-dir={data_dir}"]
     options = script.make_parser().parse_args(arguments)
     digits = script.load_digits("mnist", options.data_dir, options.device)
     print(f"torch {torch.__version__}, {options.device}; {ROUNDS} rounds of {STEPS} steps, medians")
-    for hidden in options.hidden, 1000:
+    for options.hidden in 20, 1000:
         loops = []
         for make_loop in script.train, textbook_loop, hand_written_loop:
-            networks = script.matched_networks(["fa", "bp"], hidden, options.init_scale, seed=0)
+            networks = script.matched_networks(options, seed=0)
             loops.append(make_loop(networks.to(options.device), digits, options, 0))
-        next(loops[0])  # the row of step 0
+        while next(loops[0])[1] < STEPS:  # past the early rows
+            pass
         rounds = [[seconds_to_next(loop) for loop in loops] for _ in range(ROUNDS + 1)][1:]
-        own, textbook, by_hand = (1000 / STEPS * statistics.median(t) for t in zip(*rounds))
+        own, textbook, by_hand = (
+            1000 / STEPS * statistics.median(t) for t in zip(*rounds, strict=True)
+        )
         speed = statistics.median(textbook / own for own, textbook, _ in rounds)
         cost = statistics.median(own / by_hand for own, _, by_hand in rounds)
-        print(f"\n{hidden} hidden units, ms a step: {own:.2f}; textbook {textbook:.2f}; by hand")
+        print(
+            f"\n{options.hidden} hidden units, ms a step: {own:.2f}; textbook {textbook:.2f}; by hand"
+        )
         print(f"{by_hand:.2f}. {speed:.2f} times the textbook's speed, {cost:.2f} times by hand")
 
 

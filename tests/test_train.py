@@ -1,17 +1,21 @@
 """The comparison is matched, measures what it says, and loses nothing."""
 
 import csv
+import itertools
 import json
 import math
 import os
+import re
 import resource
 import signal
 import socket
+import statistics
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import matplotlib
 import pytest
 import torch
 from torch.nn import functional as F
@@ -28,10 +32,17 @@ def digits(small):
     return script.load_digits("synthetic", Path("data"), CPU)
 
 
+def settings(*arguments):
+    return script.make_parser().parse_args([*SMALL, *arguments])
+
+
+def matched(*arguments, seed=0):
+    return script.matched_networks(settings(*arguments), seed)
+
+
 def train(networks, digits, *arguments, seed=0):
     """Return the rows of a training, a dictionary each."""
-    options = script.make_parser().parse_args([*SMALL, *arguments])
-    rows = script.train(networks, digits, options, seed)
+    rows = script.train(networks, digits, settings(*arguments), seed)
     return [{"epoch": epoch, "step": step} | measures for epoch, step, measures in rows]
 
 
@@ -48,21 +59,23 @@ def columns(rows, *names):
     return [[row[name] for name in names] for row in rows]
 
 
-def test_the_networks_start_equal_with_small_forward_weights_and_full_feedback():
-    networks = script.matched_networks(script.RULES, 1000, 0.1, seed=3)
-    other = script.matched_networks(["fa"], 1000, 0.1, seed=4)["fa"]
+@pytest.mark.parametrize("scale", [1.0, 0.1])
+def test_the_networks_start_equal_and_the_scale_multiplies_all_weights_but_the_feedback(scale):
+    networks = matched("--hidden=1000", f"--init-scale={scale}", seed=3)
+    other = matched("--hidden=1000", f"--init-scale={scale}", seed=4)["fa"]
     assert not torch.equal(networks["fa"][0].weight, other[0].weight)
     for name, start in networks["bp"].state_dict().items():
         assert all(torch.equal(start, networks[rule].state_dict()[name]) for rule in networks)
     for layer in networks["fa"]:
         bound = math.sqrt(6 / layer.in_features)
-        assert layer.weight.abs().max().item() == pytest.approx(0.1 * bound, rel=0.01)
+        assert layer.weight.abs().max().item() == pytest.approx(scale * bound, rel=0.01)
         assert layer.bias.abs().max() == 0
     assert networks["fa"][1].feedback.abs().max().item() == pytest.approx(bound, rel=0.01)
+    assert settings().init_scale == 1
 
 
 def test_fa_with_feedback_tied_to_the_weights_is_bp(digits):
-    networks = script.matched_networks(["fa", "bp"], 16, 0.1, seed=0)
+    networks = matched("--rules", "fa", "bp")
 
     def tie(layer, _):
         layer.feedback.copy_(layer.weight.detach())
@@ -73,38 +86,70 @@ def test_fa_with_feedback_tied_to_the_weights_is_bp(digits):
     assert rows[-1]["fa_loss"] < rows[0]["fa_loss"]
 
 
-def test_the_controls_hidden_layer_stays_as_it_was_and_its_read_out_learns(digits):
-    network = script.matched_networks(["shallow"], 16, 0.1, seed=0)
-    before = [parameter.clone() for parameter in network.parameters()]
-    train(network, digits)
-    same = [torch.equal(old, new) for old, new in zip(before, network.parameters())]
-    assert same == [True, True, False, False]
+@pytest.mark.parametrize(
+    ("rule", "option", "layers"),
+    [
+        ("bp", [], "both"),
+        ("fa", [], "both"),
+        ("shallow", [], "read-out"),
+        ("bp", ["--freeze-read-out"], "hidden"),
+        ("fa", ["--freeze-read-out"], "hidden"),
+        ("shallow", ["--freeze-read-out"], "none"),
+    ],
+)
+def test_just_those_layers_learn_that_should(digits, rule, option, layers):
+    networks = matched(*option)
+    before = [parameter.clone() for parameter in networks[rule].parameters()]
+    train(networks, digits)
+    learned = [
+        not torch.equal(old, new)
+        for old, new in zip(before, networks[rule].parameters(), strict=True)
+    ]
+    hidden, read_out = layers in ("hidden", "both"), layers in ("read-out", "both")
+    assert learned == [hidden, hidden, read_out, read_out]
+
+
+def test_rows_come_at_0_at_early_powers_of_two_at_every_log_every_and_at_each_epochs_last(digits):
+    def steps(*arguments):
+        return [(row["epoch"], row["step"]) for row in train(matched(), digits, *arguments)]
+
+    assert steps("--batch-size=30", "--epochs=2", "--log-every=5") == [
+        *[(0, 0), (0, 1), (0, 2), (0, 4), (0, 5), (0, 10)],
+        *[(1, 5), (1, 10)],
+    ]
+    assert steps("--log-every=100") == [(0, 0), (0, 1), (0, 2), (0, 4), (0, 8), (0, 10)]
 
 
 def test_the_first_row_is_that_of_step_0_before_any_update(digits):
     first = torch.randperm(300, generator=torch.Generator().manual_seed(0))[:32]
-    networks, same = (script.matched_networks(script.RULES, 16, 0.1, seed=0) for _ in range(2))
+    networks, same = matched(), matched()
     outputs = same["bp"](digits.train_images[first])
     loss = F.cross_entropy(outputs, digits.train_labels[first]).detach()
     row = train(networks, digits)[0]
     assert row == {"epoch": 0, "step": 0, **script.measure(same, loss.expand(3), digits)}
+    assert len({row[f"{rule}_loss"] for rule in script.RULES}) == 1
+    assert len({row[f"{rule}_error"] for rule in script.RULES}) == 1
 
 
 def train_by_hand(rule, start, digits, seed):
-    """Train one network alone, by the equations; return its loss at each step and its end."""
+    """Train one network alone for two epochs, by the equations.
+
+    Return its loss at each step, and its test error and angle at the end.
+    """
     parameters = [parameter.detach().double() for parameter in start.parameters()]
     W0, b0, W, b = parameters  # changed in place
     B = start[1].feedback.double() if rule == "fa" else None
     velocity, losses = [0.0] * 4, []
-    order = torch.randperm(300, generator=torch.Generator().manual_seed(seed))
-    for batch in order.split(32):
+    generator = torch.Generator().manual_seed(seed)
+    orders = [torch.randperm(300, generator=generator) for epoch in range(2)]
+    for batch in [batch for order in orders for batch in order.split(32)]:
         x, labels = digits.train_images[batch].double(), digits.train_labels[batch]
         h = x @ W0.T + b0
         p = torch.softmax(h @ W.T + b, dim=1)
         losses.append(-p[range(len(x)), labels].log().mean().item())
         e = (p - torch.eye(10)[labels]) / len(x)
-        delta = e @ (B if rule == "fa" else W)
-        gradients = [delta.T @ x, delta.sum(dim=0), e.T @ h, e.sum(dim=0)]
+        message = e @ (B if rule == "fa" else W)
+        gradients = [message.T @ x, message.sum(dim=0), e.T @ h, e.sum(dim=0)]
         for i in range(2 if rule == "shallow" else 0, 4):
             gradient = gradients[i] + 0.001 * parameters[i]
             velocity[i] = 0.9 * velocity[i] + gradient
@@ -117,24 +162,27 @@ def train_by_hand(rule, start, digits, seed):
 
 
 def test_each_network_learns_as_if_trained_alone_by_hand_on_the_same_mini_batches(digits):
-    networks = script.matched_networks(script.RULES, 16, 1.0, seed=5)
+    networks = matched(seed=5)
     by_hand = {rule: train_by_hand(rule, networks[rule], digits, 5) for rule in script.RULES}
-    rows = train(networks, digits, "--lr=0.01", seed=5)
-    assert columns(rows, "step") == [[0], [4], [8], [10]]
+    rows = train(networks, digits, "--lr=0.01", "--epochs=2", seed=5)
+    assert columns(rows, "step") == [[0], [1], [2], [4], [8], [10], [4], [8], [10]]
     for rule, (losses, error, angle) in by_hand.items():
-        means = [losses[0], sum(losses[:4]) / 4, sum(losses[4:8]) / 4, sum(losses[8:]) / 2]
-        assert [row[f"{rule}_loss"] for row in rows] == pytest.approx(means, rel=1e-4)
+        steps = [0, 1, 2, 4, 8, 10, 14, 18, 20]
+        means = [statistics.fmean(losses[a:b]) for a, b in itertools.pairwise(steps)]
+        expected = pytest.approx([losses[0], *means], rel=1e-4)
+        assert [row[f"{rule}_loss"] for row in rows] == expected
         assert rows[-1][f"{rule}_error"] == pytest.approx(error)
         if rule == "fa":
             assert rows[-1]["angle"] == pytest.approx(angle, abs=0.01)
 
 
-def test_the_collapsed_map_equals_the_network():
-    network = script.matched_networks(["bp"], 40, 1.0, seed=0)["bp"].double()
-    torch.nn.init.normal_(network[0].bias)
-    torch.nn.init.normal_(network[1].bias)
-    images = torch.randn(30, 784, dtype=torch.float64)
-    torch.testing.assert_close(F.linear(images, *script.collapse(network)), network(images))
+def test_a_test_error_is_the_percentage_that_the_network_misclassifies(digits):
+    network = matched()["bp"]
+    for layer in network:
+        torch.nn.init.normal_(layer.bias)
+    wrong = network(digits.test_images).argmax(dim=1) != digits.test_labels
+    row = script.measure(torch.nn.ModuleDict({"bp": network}), torch.ones(1), digits)
+    assert row == pytest.approx({"bp_loss": 1, "bp_error": 100 * wrong.float().mean().item()})
 
 
 def test_the_alignment_angle_of_known_cases():
@@ -148,11 +196,11 @@ def test_the_alignment_angle_of_known_cases():
 
 
 def test_an_overflowing_network_is_nan_and_leaves_the_others_alone(digits):
-    networks = script.matched_networks(["fa", "bp"], 16, 0.1, seed=0)
+    networks = matched("--rules", "fa", "bp")
     torch.nn.init.constant_(networks["fa"][0].weight, 1e38)
     rows = train(networks, digits)
     assert all(math.isnan(row[name]) for row in rows[1:] for name in ("fa_loss", "fa_error"))
-    alone = train(script.matched_networks(["bp"], 16, 0.1, seed=0), digits)
+    alone = train(matched("--rules", "bp"), digits)
     assert columns(rows, "bp_loss", "bp_error") == columns(alone, "bp_loss", "bp_error")
 
 
@@ -160,29 +208,63 @@ def test_the_log_holds_what_was_asked_for_and_depends_on_nothing_else(small):
     run("--out=all", "--seeds", 1, 2, "--batch-size=30", "--epochs=2", "--log-every=5")
     run("--out=some", "--rules", "shallow", "fa", "fa", "--seeds", 2, 2, "--batch-size=30")
     all_rows, some = read_rows("all"), read_rows("some")
-    steps = ["0", "0"], ["0", "5"], ["0", "10"], ["1", "5"], ["1", "10"]
-    assert columns(all_rows, "seed", "epoch", "step") == [[s, *at] for s in "12" for at in steps]
+    assert [row["seed"] for row in all_rows] == ["1"] * 8 + ["2"] * 8
     measures = ["fa_error", "shallow_error", "angle"]
     assert list(some[0]) == ["seed", "epoch", "step", "fa_loss", "shallow_loss", *measures]
-    assert columns(all_rows[7:8], *measures) == columns(some[-1:], *measures)
+    assert columns(all_rows[13:14], *measures) == columns(some[-1:], *measures)
     config = json.loads(Path("all/config.json").read_text())
-    assert (config["seeds"], config["steps_per_epoch"], len(some)) == ([1, 2], 10, 4)
+    assert (config["seeds"], config["steps_per_epoch"], config["freeze_read_out"]) == (
+        [1, 2],
+        10,
+        False,
+    )
+    assert config["dataset_used"] == "synthetic digits (not MNIST)"
+    assert config["matplotlib"] == matplotlib.__version__
 
 
-def test_the_table_is_markdown_of_at_most_100_columns(small, capsys):
+def test_the_csv_holds_each_measure_to_six_digits(small, digits):
+    run("--out=run")
+    for logged, row in zip(read_rows("run"), train(matched(), digits), strict=True):
+        assert {k: float(v) for k, v in logged.items() if k != "seed"} == pytest.approx(
+            row, rel=1e-5
+        )
+
+
+def test_the_terminal_shows_a_markdown_table_of_at_most_100_columns(small, capsys, monkeypatch):
+    clock = itertools.count(step=0.5)
+    monkeypatch.setattr(script.time, "monotonic", lambda: next(clock))
     run("--seeds", 0, 1)
     output = capsys.readouterr().out
+    assert not any(line.startswith("error") for line in output.splitlines())
+    assert "Data: synthetic digits (not MNIST). Device: cpu." in output
     table = [line for line in output.splitlines() if "|" in line]
     assert table[0].endswith("shallow_error|angle|time left")
-    assert (set(table[1]), len(table)) == (set("|-"), 2 + 2 * 4)
+    assert (set(table[1]), len(table)) == (set("|-"), 2 + 2 * 6)
+    assert {line.count("|") for line in table} == {10}
     assert max(map(len, table)) <= 100
-    assert "mean ± standard deviation over 2 seeds" in output
+    # Half a second a row; after 2 seconds it is 4 steps of 20.
+    time_left = [line.split("|")[-1].strip() for line in table[2:]]
+    assert time_left[:5] == ["", "", "", "0:00:08", "0:00:04"]
+    assert time_left[-1] == "0:00:00"
     (folder,) = Path("runs").iterdir()
     assert output.splitlines()[-1].endswith(f"plot_losses.py {folder}")
 
 
+def test_the_summary_gives_mean_and_sample_standard_deviation_over_the_seeds(small, capsys):
+    run("--out=run", "--seeds", 0, 1, 2)
+    output = capsys.readouterr().out
+    assert "mean ± standard deviation over 3 seeds" in output
+    last = [row for row in read_rows("run") if row["step"] == "10"]
+    for name in list(last[0])[3:]:
+        values = [float(row[name]) for row in last]
+        (said,) = re.findall(rf"^{name} +(\S+) ± (\S+)$", output, re.MULTILINE)
+        expected = statistics.fmean(values), statistics.stdev(values)
+        assert tuple(map(float, said)) == pytest.approx(expected, rel=0.05)
+        assert float(said[0]) == pytest.approx(expected[0], rel=1e-3)
+
+
 def test_an_overflow_is_nan_in_the_log_explained_in_one_line_and_plotted(small, capsys):
-    assert run("--out=run", "--lr=1e6", "--epochs=3") == 0
+    assert run("--out=run", "--lr=1e6", "--epochs=3", "--log-every=100") == 0
     assert {read_rows("run")[-1][name] for name in ("fa_loss", "fa_error", "angle")} == {"nan"}
     assert capsys.readouterr().err.count("overflowed") == 1
     assert plot_losses.main(["run"]) == 0
@@ -212,16 +294,24 @@ def test_auto_says_loudly_that_it_uses_the_stand_in_and_mnist_refuses(small, mon
 
 @pytest.fixture
 def tiny_mnist(small):
-    """MNIST's four files, with 300 + 100 random images."""
+    """MNIST's four files, with 300 + 100 random images whose first pixel tells the label."""
     raw = small / "data" / "MNIST" / "raw"
     raw.mkdir(parents=True)
     for name, size in ("train", 300), ("t10k", 100):
         sizes = [n.to_bytes(4, "big") for n in (size, 28, 28)]
-        images = b"\0\0\b\3" + b"".join(sizes) + os.urandom(size * 784)
-        (raw / f"{name}-images-idx3-ubyte").write_bytes(images)
-        labels = b"\0\0\b\1" + sizes[0] + bytes(range(10)) * (size // 10)
-        (raw / f"{name}-labels-idx1-ubyte").write_bytes(labels)
+        labels = os.urandom(size).translate(bytes(i % 10 for i in range(256)))
+        images = b"".join(bytes([label]) + os.urandom(783) for label in labels)
+        (raw / f"{name}-images-idx3-ubyte").write_bytes(b"\0\0\b\3" + b"".join(sizes) + images)
+        (raw / f"{name}-labels-idx1-ubyte").write_bytes(b"\0\0\b\1" + sizes[0] + labels)
     return raw
+
+
+def test_mnists_images_keep_their_labels_and_are_normalised(tiny_mnist):
+    digits = script.load_digits("mnist", Path("data"), CPU)
+    for images, labels in zip(digits[1::2], digits[2::2], strict=True):
+        torch.testing.assert_close(images[:, 0], (labels / 255 - 0.1307) / 0.3081)
+    assert run("--dataset=mnist", "--out=run") == 0
+    assert json.loads(Path("run/config.json").read_text())["dataset_used"] == "MNIST"
 
 
 @pytest.mark.parametrize("damage", ["cut", "empty", "of the test images"])
@@ -252,21 +342,33 @@ BAD_OPTIONS = """
     --lr=-1 --lr=nan --lr=inf --batch-size=301 --hidden=0 --momentum=1 --weight-decay=-1
     --init-scale=0 --log-every=0 --seeds=-1 --seeds=1.5 --rules=dfa --dataset=cifar --device=meta
     --device=gpu --device=cuda:99 --data-dir=file --data-dir=file/below --learning-rate=1
-    --out=file --out=file/below --out=run --out=/proc/run
+    --out=file --out=file/below --out=run --out=config --out=/proc/run
 """
 
 
 @pytest.mark.parametrize("option", BAD_OPTIONS.split())
 def test_bad_options_are_refused_in_one_line(small, capsys, option):
     Path("file").write_text("a file")
-    Path("run").mkdir()
-    Path("run/losses.csv").touch()
+    for name in "run/losses.csv", "config/config.json":
+        Path(name).parent.mkdir()
+        Path(name).touch()
     dataset = "auto" if "--data-dir" in option else "synthetic"
     refuse([f"--dataset={dataset}", option], capsys, *option.replace("/", "=").split("=")[:2])
 
 
+def test_the_out_folder_is_tried_before_the_data_are_looked_for(small, capsys):
+    Path("file").write_text("a file")
+    refuse(["--dataset=auto", "--out=file"], capsys, "--out")
+    assert not Path("data").exists()
+
+
+def test_a_run_in_which_nothing_would_learn_is_refused(small, capsys):
+    refuse(["--freeze-read-out", "--rules", "shallow"], capsys, "--freeze-read-out")
+
+
 # The script in a process of its own, on the small stand-in, for hours.
-LONG = f"""import sys
+LONG = f"""import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job ignores it
 sys.path.insert(0, {str(Path(script.__file__).parent)!r})
 import train_fa_vs_bp_linear_model as script
 script.TRAIN_SIZE, script.TEST_SIZE = 300, 100
@@ -308,3 +410,14 @@ def test_a_full_disk_ends_the_run_with_a_clear_message(tmp_path):
     message = "\nStopped: [Errno 27] File too large. All rows so far are in run/losses.csv.\n"
     assert (status, error) == (1, message)
     assert (tmp_path / "run" / "losses.csv").stat().st_size == 4096
+
+
+def test_a_closed_pipe_ends_the_run_with_a_clear_message(tmp_path):
+    program, pipe = [sys.executable, "-c", LONG], subprocess.PIPE
+    with subprocess.Popen(program, cwd=tmp_path, text=True, stdout=pipe, stderr=pipe) as process:
+        while "|" not in process.stdout.readline():
+            pass
+        process.stdout.close()
+        error = process.stderr.read()
+    message = "\nStopped: [Errno 32] Broken pipe. All rows so far are in run/losses.csv.\n"
+    assert (process.returncode, error) == (1, message)
