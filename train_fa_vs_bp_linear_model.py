@@ -8,9 +8,9 @@ layer:
     bp       W^T e: e sent back through the weights W of the read-out (backpropagation)
     shallow  none: the hidden layer stays as it was drawn, and only the read-out learns
 
-With 20 random hidden units the best read-out errs on 32 % of the test images: a network that
+On 20 random hidden units even the best read-out errs on 32 % of the test images: a network that
 errs on 8 % has taught its hidden layer. A random message can teach because W comes to resemble
-B: watch the angle between the two messages. With --freeze-read-out W cannot, and FA fails.
+B: watch the angle between B^T e and W^T e. With --freeze-read-out W cannot, and FA fails.
 """
 
 import argparse
@@ -24,11 +24,12 @@ import tempfile
 import time
 from collections.abc import Iterator
 from datetime import datetime, timedelta
-from importlib.metadata import version
 from pathlib import Path
 from typing import NamedTuple
 
+import matplotlib
 import torch
+from matplotlib.ft2font import FT2Font
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.datasets import MNIST
@@ -37,7 +38,6 @@ from torchvision.transforms.functional import center_crop
 from fa_linear import FALinear
 
 RULES = ["fa", "bp", "shallow"]
-DATASETS = ["auto", "mnist", "synthetic"]
 PIXELS, CLASSES = 28 * 28, 10
 TRAIN_SIZE, TEST_SIZE = 60_000, 10_000  # MNIST's; the stand-in has as many
 PIXEL_MEAN, PIXEL_STD = 0.1307, 0.3081  # of MNIST's training images, scaled to [0, 1]
@@ -46,6 +46,7 @@ ANGLE_IMAGES = 1000  # for the mean angle: within a degree of all 10,000, at a t
 
 def make_network(rule: str, hidden: int, freeze_read_out: bool = False) -> nn.Sequential:
     """Return a linear network 784-hidden-10 whose hidden layer learns by `rule`."""
+    # FALinear changes what it sends down: as read-out, it teaches the hidden layer below by FA.
     read_out = FALinear if rule == "fa" else nn.Linear
     network = nn.Sequential(nn.Linear(PIXELS, hidden), read_out(hidden, CLASSES))
     network[0].requires_grad_(rule != "shallow")
@@ -80,11 +81,11 @@ def train(
 ) -> Iterator[tuple[int, int, dict[str, float]]]:
     """Train all networks on the same mini-batches in the same order; yield the log's rows.
 
-    A generator: it trains only as far as its rows are asked for. A row is the epoch
-    (from 0), the step in it, and what `measure` returns after that step, given the mean losses
-    of the steps since the row before. The first is that of step 0, before any update, with the
-    losses on the first mini-batch. Then there is one every `log_every` steps and at each
-    epoch's last; and in the first epoch, as alignment begins early, at steps 1, 2, 4, 8, ...
+    A generator: it trains only as far as its rows are asked for. A row is the epoch (from 0),
+    the step in it, and what `measure` returns after that step for the mean losses since the row
+    before, each taken before its own update. There is a row for step 0, before any update; one
+    every `log_every` steps and at each epoch's last; and in the first epoch, as alignment
+    begins early, one at steps 1, 2, 4, ... below `log_every`.
     """
     optimizer = torch.optim.SGD(
         networks.parameters(),
@@ -92,7 +93,7 @@ def train(
         momentum=options.momentum,
         nesterov=options.momentum > 0,  # torch refuses Nesterov without momentum
         weight_decay=options.weight_decay,
-        fused=True,  # one pass over the weights, where each term would else have its own
+        fused=True,  # decay, momentum and step in one pass over the weights
     )
     shuffle = torch.Generator().manual_seed(seed)
     for epoch in range(options.epochs):
@@ -118,15 +119,15 @@ def train(
 
 @torch.no_grad()
 def measure(networks: nn.ModuleDict, losses: Tensor, digits: "Digits") -> dict[str, float]:
-    """Return the values of a row by column: losses, test errors, angle; what overflowed is nan.
+    """Return {column: value} of a row: training losses, test errors, angle; nan if not finite.
 
-    The training losses are given, shape (networks,). A test error is the percentage of the test
-    images that a network misclassifies, the angle that of FA's alignment, in degrees.
+    The losses are given, shape (networks,). A test error is the percentage of the test images
+    that a network misclassifies, the angle that of FA's alignment, in degrees.
     """
     measures = {f"{rule}_loss": loss for rule, loss in zip(networks, losses, strict=True)}
     for rule, network in networks.items():
         W0, b0, W, b = network.parameters()
-        # W (W0 x + b0) + b as one layer: a wide network is then tested as fast as a narrow one.
+        # Linear as it is, W (W0 x + b0) + b is one layer: a wide one is tested as fast, too.
         outputs = F.linear(digits.test_images, W @ W0, W @ b0 + b)
         misclassified = 100 * (outputs.argmax(dim=1) != digits.test_labels).float().mean()
         # The argmax of nan is an index like any other, and would count as an answer.
@@ -141,11 +142,10 @@ def measure(networks: nn.ModuleDict, losses: Tensor, digits: "Digits") -> dict[s
 
 
 def alignment_angle(e: Tensor, weight: Tensor, feedback: Tensor) -> Tensor:
-    """Return the mean angle between FA's message and BP's, a scalar in degrees.
+    """Return the mean angle between FA's message B^T e and BP's W^T e, a scalar in degrees.
 
-    The messages, B^T e and W^T e, are what teaches the hidden layer: 0 degrees apart where B is
-    W, about 90 where they are unrelated (Lillicrap et al. 2016, Figs. 1 and 2). An example with
-    no message has no angle and is left out; nan if none has one.
+    It is 0 where B is W, and about 90 where they are unrelated (Lillicrap et al. 2016, Figs. 1
+    and 2). An example with no message has no angle and is left out; nan if none has one.
 
     Shapes: output errors e (n, 10), one example a row; weight W and feedback B (10, hidden).
     """
@@ -172,8 +172,7 @@ class NoMNIST(Exception):
 def load_digits(dataset: str, data_dir: Path, device: torch.device) -> Digits:
     """Return MNIST; for "synthetic", and for "auto" where MNIST cannot be had, the stand-in.
 
-    Raises:
-        NoMNIST: MNIST cannot be had and `dataset` is "mnist", or `data_dir` cannot be a folder.
+    Raises NoMNIST for "mnist" if it cannot be had, and if `data_dir` cannot be used at all.
     """
     if dataset == "synthetic":
         name, parts = "synthetic digits (not MNIST)", synthetic_digits()
@@ -215,8 +214,7 @@ def synthetic_digits() -> list[tuple[Tensor, Tensor]]:
     """Return a stand-in for what `load_mnist` returns that needs no file and no network.
 
     Digits typeset in 20 fonts that Matplotlib ships, each under a random affine map: the same
-    every time under one version of Matplotlib, which config.json records. With this much noise,
-    networks err about as often as on MNIST.
+    every time under one version of Matplotlib (see config.json), and about as hard as MNIST.
     """
     glyphs = typeset_digits()
     parts = []
@@ -227,26 +225,22 @@ def synthetic_digits() -> list[tuple[Tensor, Tensor]]:
         maps = torch.eye(2, 3) + 0.09 * torch.randn(size, 2, 3, generator=generator)
         images = torch.empty(size, 1, 28, 28, dtype=torch.uint8)
         for chunk in torch.arange(size).split(2000):  # bounds the memory
-            grid = F.affine_grid(maps[chunk], images[chunk].shape, align_corners=False)
+            grid = F.affine_grid(maps[chunk], (len(chunk), 1, 28, 28), align_corners=False)
             drawn = F.grid_sample(glyphs[fonts[chunk], labels[chunk]], grid, align_corners=False)
             images[chunk] = drawn.round().byte()
-        parts.append((images, labels))
+        parts.append((images.squeeze(dim=1), labels))
     return parts
 
 
 def typeset_digits() -> Tensor:
     """Return the ten digits in 20 fonts: grey levels, (20, 10, 1, 28, 28)."""
-    # Not at the top of the file: training on MNIST needs no Matplotlib.
-    from matplotlib import get_data_path
-    from matplotlib.ft2font import FT2Font
-
     names = ["STIXGeneral", "STIXGeneralBol", "STIXGeneralItalic", "STIXGeneralBolIta"]
     names += ["cmr10", "cmb10", "cmss10", "cmtt10"]  # Computer Modern
     for family, slant in ("Sans", "Oblique"), ("SansMono", "Oblique"), ("Serif", "Italic"):
         names += [f"DejaVu{family}{style}" for style in ("", "-Bold", f"-{slant}", f"-Bold{slant}")]
     glyphs = torch.zeros(len(names), CLASSES, 1, 28, 28)
     for row, name in zip(glyphs, names, strict=True):
-        font = FT2Font(str(Path(get_data_path(), "fonts", "ttf", f"{name}.ttf")))
+        font = FT2Font(str(Path(matplotlib.get_data_path(), "fonts", "ttf", f"{name}.ttf")))
         font.set_size(24, 72)  # 24 pixels at 72 dots per inch: digits 15 to 18 high
         for digit in range(CLASSES):
             font.set_text(str(digit))
@@ -263,9 +257,8 @@ def compare(options: argparse.Namespace, digits: Digits) -> None:
     headings = [*columns, "time left"]
     steps_per_epoch = math.ceil(len(digits.train_images) / options.batch_size)
     write_config(options, digits, steps_per_epoch)
-    print(f"Data: {digits.name}. Device: {options.device}.")
-    print("Losses are means over the steps since the row before, errors the percentage of test")
-    print("images misclassified, angles the degrees between FA's message and BP's.\n")
+    print(f"Data: {digits.name}. Device: {options.device}. Losses: means since the row before.")
+    print("Test errors: in %. Angle: between B^T e and W^T e, in degrees.\n")
     row_format = "|".join(f"{{:>{len(heading)}}}" for heading in headings)
     print(row_format.format(*headings))
     print(row_format.format(*("-" * len(heading) for heading in headings)))
@@ -287,15 +280,20 @@ def compare(options: argparse.Namespace, digits: Digits) -> None:
             if any(map(math.isnan, values)):
                 print("WARNING: nan: the loss overflowed; try a smaller --lr", file=sys.stderr)
     if len(last_rows) > 1:
-        print(f"\nLast rows, mean ± standard deviation over {len(last_rows)} seeds:")
-        for name, values in zip(measured, torch.tensor(last_rows).T, strict=True):
-            print(f"{name:13} {values.mean():#.4g} ± {values.std():.2g}")
+        print_summary(measured, last_rows)
+
+
+def print_summary(measured: list[str], last_rows: list[list[float]]) -> None:
+    """Print each measure's mean and sample standard deviation over the seeds."""
+    print(f"\nLast rows, mean ± standard deviation over {len(last_rows)} seeds:")
+    for name, values in zip(measured, torch.tensor(last_rows).T, strict=True):
+        print(f"{name:13} {values.mean():#.4g} ± {values.std():.2g}")
 
 
 def write_config(options: argparse.Namespace, digits: Digits, steps_per_epoch: int) -> None:
     """Write config.json: what it takes to repeat the run, and to draw it."""
     config = vars(options) | {"dataset_used": digits.name, "steps_per_epoch": steps_per_epoch}
-    config |= {"torch": torch.__version__, "matplotlib": version("matplotlib")}
+    config |= {"torch": torch.__version__, "matplotlib": matplotlib.__version__}
     with open(options.out / "config.json", "x") as file:
         file.write(json.dumps(config, indent=2, default=str) + "\n")
 
@@ -332,15 +330,16 @@ def working_device(text: str) -> torch.device:
         torch.zeros(1, device=text).item()
         return torch.device(text)
     except Exception as error:  # each device fails in its own way
-        reason = str(error).splitlines()[0].rstrip(".")
+        reason = (str(error) or type(error).__name__).splitlines()[0].rstrip(".")
         raise argparse.ArgumentTypeError(f"{text!r} cannot be used here ({reason})") from error
 
 
 def make_parser() -> argparse.ArgumentParser:
-    """Return the parser of the options; the help says why a default is what it is."""
+    """Return the parser; "the original" is github.com/L0SG/feedback-alignment-pytorch."""
     formatter = argparse.ArgumentDefaultsHelpFormatter
     parser = OneLineParser(description=__doc__.splitlines()[0], formatter_class=formatter)
     accelerator = torch.accelerator.is_available() and torch.accelerator.current_accelerator()
+    datasets = ["auto", "mnist", "synthetic"]
     new_folder = datetime.now().strftime("runs/%Y-%m-%d_%H-%M-%S-%f")
 
     def add(name: str, type, default, help: str, **settings):
@@ -349,16 +348,16 @@ def make_parser() -> argparse.ArgumentParser:
     text = "freeze the read-outs of all networks, so that W cannot come to resemble B"
     parser.add_argument("--freeze-read-out", action="store_true", help=text)
     add("--rules", str, RULES, "which networks train", nargs="+", choices=RULES)
-    add("--hidden", within(1, 100_000), 20, "hidden units; with 1000, frozen ones do as well")
-    add("--init-scale", within(1e-6, 1e2), 1.0, "multiplies the initial W0 and W, but not B")
-    add("--epochs", within(1, 10_000), 5, "passes over the images; fifteen more gain half a point")
+    add("--hidden", within(1, 100_000), 20, "hidden units; with 1000, shallow does as well")
+    add("--init-scale", within(1e-6, 1e2), 1.0, "multiplies the initial weights, but not B")
+    add("--epochs", within(1, 10_000), 5, "passes over the images; 15 more gain less than 0.5 %")
     add("--batch-size", within(1, TRAIN_SIZE), 32, "images in a mini-batch, as in the original")
     add("--lr", within(1e-9, 1e6), 1e-3, "learning rate of SGD; with 0.01 FA is unstable")
     add("--momentum", within(0.0, 0.9999), 0.9, "Nesterov momentum, as in the original; 0: none")
     add("--weight-decay", within(0.0, 1.0), 1e-3, "weight decay (L2), as in the original; 0: none")
     add("--log-every", within(1, TRAIN_SIZE), 125, "steps between rows; 125: 15 rows an epoch")
     add("--seeds", within(0, 2**32 - 1), [0], "one set of networks each", nargs="+")
-    add("--dataset", str, "auto", "auto: mnist, if it can be had", choices=DATASETS)
+    add("--dataset", str, "auto", "auto: mnist, or else synthetic", choices=datasets)
     add("--data-dir", Path, "data", "where MNIST is, or is downloaded to")
     add("--device", working_device, str(accelerator or "cpu"), "cpu, cuda, ...")
     add("--out", Path, new_folder, "new folder for losses.csv and config.json")
@@ -373,13 +372,13 @@ def main(arguments: list[str] | None = None) -> int:
     options.seeds = list(dict.fromkeys(options.seeds))  # each once
     if options.freeze_read_out and options.rules == ["shallow"]:
         parser.error("argument --freeze-read-out: nothing would learn in shallow; add fa or bp")
-    try:  # before MNIST is downloaded
+    try:  # now, rather than after a download
         options.out.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=options.out).close()  # can it be written to?
+        if any(options.out.iterdir()):
+            parser.error(f"argument --out: {options.out} is not empty; no run is overwritten")
     except OSError as error:
         parser.error(f"argument --out: {error}")
-    if any(options.out.iterdir()):
-        parser.error(f"argument --out: {options.out} is not empty; no run is overwritten")
     log_path = options.out / "losses.csv"
     try:
         compare(options, load_digits(options.dataset, options.data_dir, options.device))

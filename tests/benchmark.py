@@ -1,7 +1,4 @@
-"""The script's training loop beside the textbook's, and beside one written without autograd.
-
-Usage: python tests/benchmark.py [DATA_DIR]
-"""
+"""Time the training loop beside the textbook's and one by hand: python benchmark.py [DATA_DIR]"""
 
 import itertools
 import statistics
@@ -30,44 +27,44 @@ def textbook_loop(networks, digits, options, _seed):
     settings = {"lr": options.lr, "momentum": options.momentum, "nesterov": True}
     settings["weight_decay"] = options.weight_decay
     optimizers = [torch.optim.SGD(n.parameters(), **settings) for n in networks.values()]
-    batches = itertools.chain.from_iterable(itertools.repeat(loader))
-    for step, (images, labels) in enumerate(batches, start=1):
+    for images, labels in itertools.chain.from_iterable(itertools.repeat(loader)):
         images, labels = images.flatten(start_dim=1).to(options.device), labels.to(options.device)
         for network, optimizer in zip(networks.values(), optimizers, strict=True):
             optimizer.zero_grad()
             F.cross_entropy(network(images), labels).backward()
             optimizer.step()
-        if step % STEPS == 0:
-            yield
+        yield
 
 
 @torch.no_grad()
-def hand_written_loop(networks, digits, options, _seed):
-    """The same gradients and updates written out: no autograd, no optimizer."""
-    feedbacks = [networks["fa"][1].feedback, None]
-    weights = [[p.clone() for p in network.parameters()] for network in networks.values()]
+def hand_written_loop(networks, digits, options, seed):
+    """The same gradients and updates, of the same mini-batches, written out: no autograd."""
+    feedbacks = [getattr(read_out, "feedback", None) for _hidden, read_out in networks.values()]
+    weights = [list(network.parameters()) for network in networks.values()]  # changed in place
     velocities = [[torch.zeros_like(p) for p in parameters] for parameters in weights]
-    order = torch.randperm(len(digits.train_labels)).to(options.device)
-    batches = itertools.cycle(order.split(options.batch_size))
-    for step, mini_batch in enumerate(batches, start=1):
-        x = digits.train_images[mini_batch]
-        target = F.one_hot(digits.train_labels[mini_batch], script.CLASSES)
-        for (W0, b0, W, b), velocity, B in zip(weights, velocities, feedbacks, strict=True):
-            h = torch.addmm(b0, x, W0.T)
-            e = torch.addmm(b, h, W.T).softmax(dim=1).sub_(target).div_(len(x))
-            message = e @ (W if B is None else B)
-            gradients = [message.T @ x, message.sum(dim=0), e.T @ h, e.sum(dim=0)]
-            for p, gradient, v in zip((W0, b0, W, b), gradients, velocity):
-                gradient.add_(p, alpha=options.weight_decay)
-                v.mul_(options.momentum).add_(gradient)
-                p.sub_(gradient.add_(v, alpha=options.momentum), alpha=options.lr)  # Nesterov
-        if step % STEPS == 0:
+    shuffle = torch.Generator().manual_seed(seed)
+    while True:
+        order = torch.randperm(len(digits.train_labels), generator=shuffle).to(options.device)
+        for mini_batch in order.split(options.batch_size):
+            x = digits.train_images[mini_batch]
+            target = F.one_hot(digits.train_labels[mini_batch], script.CLASSES)
+            for (W0, b0, W, b), velocity, B in zip(weights, velocities, feedbacks, strict=True):
+                h = torch.addmm(b0, x, W0.T)
+                e = torch.addmm(b, h, W.T).softmax(dim=1).sub_(target).div_(len(x))
+                message = e @ (W if B is None else B)
+                gradients = [message.T @ x, message.sum(dim=0), e.T @ h, e.sum(dim=0)]
+                for p, gradient, v in zip((W0, b0, W, b), gradients, velocity, strict=True):
+                    if p.requires_grad:
+                        gradient.add_(p, alpha=options.weight_decay)
+                        v.mul_(options.momentum).add_(gradient)
+                        p.sub_(gradient.add_(v, alpha=options.momentum), alpha=options.lr)
             yield
 
 
-def seconds_to_next(loop):
+def seconds(loop, times):
     started = time.perf_counter()
-    next(loop)
+    for _ in range(times):
+        next(loop)
     if torch.accelerator.is_available():
         torch.accelerator.synchronize()
     return time.perf_counter() - started
@@ -81,20 +78,18 @@ def main(data_dir="data"):
     for options.hidden in 20, 1000:
         loops = []
         for make_loop in script.train, textbook_loop, hand_written_loop:
-            networks = script.matched_networks(options, seed=0)
-            loops.append(make_loop(networks.to(options.device), digits, options, 0))
+            networks = script.matched_networks(options, seed=0).to(options.device)
+            loops.append(make_loop(networks, digits, options, 0))
         while next(loops[0])[1] < STEPS:  # past the early rows
             pass
-        rounds = [[seconds_to_next(loop) for loop in loops] for _ in range(ROUNDS + 1)][1:]
-        own, textbook, by_hand = (
-            1000 / STEPS * statistics.median(t) for t in zip(*rounds, strict=True)
-        )
+        turns = list(zip(loops, [1, STEPS, STEPS], strict=True))  # the script's yields are rows
+        rounds = [[seconds(*turn) for turn in turns] for _ in range(ROUNDS + 1)][1:]
+        own, textbook, by_hand = (statistics.median(times) for times in zip(*rounds, strict=True))
         speed = statistics.median(textbook / own for own, textbook, _ in rounds)
         cost = statistics.median(own / by_hand for own, _, by_hand in rounds)
-        print(
-            f"\n{options.hidden} hidden units, ms a step: {own:.2f}; textbook {textbook:.2f}; by hand"
-        )
-        print(f"{by_hand:.2f}. {speed:.2f} times the textbook's speed, {cost:.2f} times by hand")
+        print(f"\n{options.hidden} hidden units: {1000 * own / STEPS:.2f} ms a step,")
+        print(f"{speed:.2f} times as fast as the textbook ({1000 * textbook / STEPS:.2f} ms),")
+        print(f"{cost:.2f} times the time by hand ({1000 * by_hand / STEPS:.2f} ms)")
 
 
 if __name__ == "__main__":

@@ -8,8 +8,6 @@ import pytest
 import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-sys.dont_write_bytecode = True  # leave nothing behind in the checkout
-os.environ["PYTHONDONTWRITEBYTECODE"] = "1"
 
 import train_fa_vs_bp_linear_model as script
 
