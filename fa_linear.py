@@ -7,7 +7,7 @@ e = dL/dy back through the transpose of the forward weights:
 
 Feedback alignment (FA) sends it through a fixed random matrix B instead:
 
-    FA:  dL/dx = B^T e
+    FA:  B^T e, in place of dL/dx
 
 The layer's own weights learn as under BP (dL/dW = e x^T, dL/db = e). While they do, W
 comes to resemble B, and so the message B^T e to the layers below comes to resemble W^T e.
@@ -51,7 +51,7 @@ class FALinearFunction(torch.autograd.Function):
         grad_input = grad_weight = grad_bias = None
         if ctx.needs_input_grad[0]:
             grad_input = grad_output @ feedback  # <-- FA. BP: grad_output @ weight
-        # The rest is as under BP: sums over the examples, a row each, however they came.
+        # The rest is as under BP: sums over the examples, so over all leading dimensions.
         error = torch.atleast_2d(grad_output).flatten(0, -2)
         if ctx.needs_input_grad[1]:
             grad_weight = error.T @ torch.atleast_2d(input).flatten(0, -2)

@@ -77,7 +77,7 @@ def test_the_figures_in_the_text_are_those_of_the_runs():
         f"rises to {mean(committed('mnist', 0, 16), 'angle')}°",
         f"FA's loss rises, too, from {mean(start, 'fa_loss', 1)} to {mean(turn, 'fa_loss', 1)}.",
         f"The angle falls to {mean(later, 'angle')}°",
-        f"test error from {mean(turn, 'fa_error')} to {mean(later, 'fa_error')} % (BP's "
+        f"test error from {mean(turn, 'fa_error')} to {mean(later, 'fa_error')} % (BP's",
         f"from {mean(turn, 'bp_error')} to {mean(later, 'bp_error')} %)",
         f"FA misclassifies {fa} %, BP {bp} %. The angle is {angle}°",
         f"After twenty epochs it is {mean(long, 'angle')}°",
@@ -87,8 +87,9 @@ def test_the_figures_in_the_text_are_those_of_the_runs():
         f"FA misclassifies {mean(wide, 'fa_error', 2)} %, BP {mean(wide, 'bp_error', 2)} %",
         f'"shallow" {mean(wide, "shallow_error", 2)} %',
         f"the angle stays at {mean(wide, 'angle')}°",
-        "FA {fa_error:.1f} %, BP {bp_error:.1f} %, shallow {shallow_error:.0f} %, "
-        "angle {angle:.0f}°.".format(**default[0]),
+        "FA {fa_error:.1f} %, BP {bp_error:.1f} %, shallow {shallow_error:.0f} %".format(
+            **default[0]
+        ),
         f"misclassifies {mean(small_later, 'fa_error')} %, BP {mean(small_later, 'bp_error')} %",
         f"BP leads: {mean(later, 'bp_error')} against {mean(later, 'fa_error')} %",
         f"FA misclassifies {end['fa_error']:.2f} %, BP {end['bp_error']:.2f} %",
@@ -177,12 +178,9 @@ def drift_from_the_law(before, network):
     return ((overlap - hidden).norm() / hidden.norm()).item()
 
 
-@pytest.mark.parametrize(
-    ("lr", "momentum", "drift"), [("0.001", "0", 0.01), ("0.01", "0", 0.3), ("0.001", "0.9", 0.4)]
-)
-def test_without_the_squared_steps_the_law_breaks_by_as_much_as_said(mnist, lr, momentum, drift):
-    arguments = "--weight-decay=0", f"--lr={lr}", f"--momentum={momentum}"
-    networks, options = start("--rules=fa", *arguments)
+@pytest.mark.parametrize(("lr", "drift"), [("0.001", 0.01), ("0.01", 0.3)])
+def test_without_the_squared_steps_the_law_breaks_by_as_much_as_said(mnist, lr, drift):
+    networks, options = start("--rules=fa", "--weight-decay=0", "--momentum=0", f"--lr={lr}")
     before = sides_of_the_law(networks["fa"])
     train(networks, options, mnist)
     assert drift_from_the_law(before, networks["fa"]) == pytest.approx(drift, rel=0.2)
@@ -250,6 +248,7 @@ def test_the_best_read_out_on_frozen_features_errs_as_often_as_said(mnist, units
     [
         ("Tanh", "FALinear", 0.01, 5.6, 0.2),
         ("Tanh", "nn.Linear", 0.01, 4.9, 0.2),
+        ("Tanh", "frozen", 0.01, 22.2, 0.4),
         ("ReLU", "FALinear", 0.003, 8.1, 0.6),
         ("ReLU", "nn.Linear", 0.003, 7.0, 0.2),
     ],
@@ -257,9 +256,10 @@ def test_the_best_read_out_on_frozen_features_errs_as_often_as_said(mnist, units
 def test_deeper_networks_err_as_often_as_said(mnist, activation, layer, lr, said, deviation):
     def error(seed):
         torch.manual_seed(seed)
-        code = EXAMPLES[0].replace("Tanh", activation).replace("FALinear", layer)
-        exec(code, scope := {"nn": nn, "FALinear": FALinear})  # noqa: S102
+        scope = {"nn": nn, "FALinear": nn.Linear if layer == "nn.Linear" else FALinear}
+        exec(EXAMPLES[0].replace("Tanh", activation), scope)  # noqa: S102
         network = scope["network"]
+        network[:4].requires_grad_(layer != "frozen")
         optimizer = torch.optim.SGD(network.parameters(), lr=lr, momentum=0.9)
         for batch in torch.randperm(60_000).split(64):
             optimizer.zero_grad()
