@@ -71,7 +71,6 @@ def test_the_networks_start_equal_and_the_scale_multiplies_all_weights_but_the_f
         assert layer.weight.abs().max().item() == pytest.approx(scale * bound, rel=0.01)
         assert layer.bias.abs().max() == 0
     assert networks["fa"][1].feedback.abs().max().item() == pytest.approx(bound, rel=0.01)
-    assert settings().init_scale == 1
 
 
 def test_fa_with_feedback_tied_to_the_weights_is_bp(digits):
@@ -209,7 +208,6 @@ def test_auto_says_loudly_that_it_uses_the_stand_in_and_mnist_refuses(small, mon
     output = capsys.readouterr()
     assert "Connection refused" in output.err
     assert "no figure below is MNIST's" in output.err
-    assert "synthetic digits (not MNIST)" in output.out
     refuse(["--dataset=mnist"], capsys, "--data-dir", "Connection refused")
 
 
