@@ -165,7 +165,7 @@ def test_the_default_run_ends_as_said_and_as_fa_left_it_the_read_out_may_be_froz
     assert measures["bp_error"] == pytest.approx(8.06, abs=0.2)
     assert says("hidden layer drawn anew | 8.02 ± 0.06 | 8.06 ± 0.11")
     aligned.pop("feedback")
-    networks, options = start("--rules=fa", "--freeze-read-out", seed=1)
+    networks, options = start("--rules=fa", "--freeze-read-out", "--epochs=1", seed=1)
     networks["fa"][1].load_state_dict(aligned, strict=False)
     assert train(networks, options, mnist)["fa_error"] > 60
     assert says("the same, and B drawn anew | 83.3 ± 8.4 | –")
@@ -197,9 +197,10 @@ def test_with_b_redrawn_at_each_step_fa_errs_as_often_as_said(mnist):
 
 
 def test_with_a_frozen_read_out_a_smaller_learning_rate_does_not_help(mnist):
-    measures = train(*start("--freeze-read-out", "--rules=fa", "--lr=1e-4"), mnist)
-    assert 100 < measures["fa_loss"] < 1000
-    assert measures["fa_error"] > 70
+    networks, options = start("--freeze-read-out", "--rules=fa", "--lr=1e-4", "--epochs=1")
+    measures = train(networks, options, mnist)
+    assert measures["fa_loss"] > 20
+    assert measures["fa_error"] > 60
 
 
 def smallest_overlap(network):
@@ -224,6 +225,8 @@ def error_of(network, mnist):
 
 @pytest.mark.parametrize(("units", "seeds"), [(20, range(5)), (1000, [0])])
 def test_the_best_read_out_on_frozen_features_errs_as_often_as_said(mnist, units, seeds):
+    torch.set_num_threads(2)  # the one test with work enough for them
+
     def best_error(seed):
         network = start("--rules=shallow", f"--hidden={units}", seed=seed)[0]["shallow"]
         hidden, read_out = network
@@ -254,19 +257,16 @@ def test_the_best_read_out_on_frozen_features_errs_as_often_as_said(mnist, units
     ],
 )
 def test_deeper_networks_err_as_often_as_said(mnist, activation, layer, lr, said, deviation):
-    def error(seed):
-        torch.manual_seed(seed)
-        scope = {"nn": nn, "FALinear": nn.Linear if layer == "nn.Linear" else FALinear}
-        exec(EXAMPLES[0].replace("Tanh", activation), scope)  # noqa: S102
-        network = scope["network"]
-        network[:4].requires_grad_(layer != "frozen")
-        optimizer = torch.optim.SGD(network.parameters(), lr=lr, momentum=0.9)
-        for batch in torch.randperm(60_000).split(64):
-            optimizer.zero_grad()
-            outputs = network(mnist.train_images[batch])
-            F.cross_entropy(outputs, mnist.train_labels[batch]).backward()
-            optimizer.step()
-        return error_of(network, mnist)
-
-    assert statistics.fmean(map(error, range(2))) == pytest.approx(said, abs=2 * deviation)
+    torch.manual_seed(1)
+    scope = {"nn": nn, "FALinear": nn.Linear if layer == "nn.Linear" else FALinear}
+    exec(EXAMPLES[0].replace("Tanh", activation), scope)  # noqa: S102
+    network = scope["network"]
+    network[:4].requires_grad_(layer != "frozen")
+    optimizer = torch.optim.SGD(network.parameters(), lr=lr, momentum=0.9)
+    for batch in torch.randperm(60_000).split(64):
+        optimizer.zero_grad()
+        outputs = network(mnist.train_images[batch])
+        F.cross_entropy(outputs, mnist.train_labels[batch]).backward()
+        optimizer.step()
+    assert error_of(network, mnist) == pytest.approx(said, abs=2 * deviation)
     assert says(f"{said} ± {deviation} %")
