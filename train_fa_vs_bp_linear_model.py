@@ -335,7 +335,7 @@ def working_device(text: str) -> torch.device:
 
 
 def make_parser() -> argparse.ArgumentParser:
-    """Return the parser; "the original" is github.com/L0SG/feedback-alignment-pytorch."""
+    """Return the parser; "L0SG's code" is github.com/L0SG/feedback-alignment-pytorch."""
     formatter = argparse.ArgumentDefaultsHelpFormatter
     parser = OneLineParser(description=__doc__.splitlines()[0], formatter_class=formatter)
     accelerator = torch.accelerator.is_available() and torch.accelerator.current_accelerator()
@@ -351,10 +351,10 @@ def make_parser() -> argparse.ArgumentParser:
     add("--hidden", within(1, 100_000), 20, "hidden units; with 1000, shallow does as well")
     add("--init-scale", within(1e-6, 1e2), 1.0, "multiplies the initial weights, but not B")
     add("--epochs", within(1, 10_000), 5, "passes over the images; 15 more gain half a percent")
-    add("--batch-size", within(1, TRAIN_SIZE), 32, "images in a mini-batch, as in the original")
+    add("--batch-size", within(1, TRAIN_SIZE), 32, "images in a mini-batch, as in L0SG's code")
     add("--lr", within(1e-9, 1e6), 1e-3, "learning rate of SGD; with 0.01 FA is unstable")
-    add("--momentum", within(0.0, 0.9999), 0.9, "Nesterov momentum, as in the original; 0: none")
-    add("--weight-decay", within(0.0, 1.0), 1e-3, "weight decay (L2), as in the original; 0: none")
+    add("--momentum", within(0.0, 0.9999), 0.9, "Nesterov momentum, as in L0SG's code; 0: none")
+    add("--weight-decay", within(0.0, 1.0), 1e-3, "weight decay (L2), as in L0SG's code; 0: none")
     add("--log-every", within(1, TRAIN_SIZE), 125, "steps between rows; 125: 15 rows an epoch")
     add("--seeds", within(0, 2**32 - 1), [0], "one matched set of networks each", nargs="+")
     add("--dataset", str, "auto", "auto: mnist, or else synthetic", choices=datasets)
