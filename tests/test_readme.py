@@ -87,9 +87,8 @@ def test_the_figures_in_the_text_are_those_of_the_runs():
         f"FA misclassifies {mean(wide, 'fa_error', 2)} %, BP {mean(wide, 'bp_error', 2)} %",
         f'"shallow" {mean(wide, "shallow_error", 2)} %',
         f"the angle stays at {mean(wide, 'angle')}°",
-        "FA {fa_error:.1f} %, BP {bp_error:.1f} %, shallow {shallow_error:.0f} %".format(
-            **default[0]
-        ),
+        f"FA {default[0]['fa_error']:.1f} %, BP {default[0]['bp_error']:.1f} %, shallow "
+        + f"{default[0]['shallow_error']:.0f} %",
         f"misclassifies {mean(small_later, 'fa_error')} %, BP {mean(small_later, 'bp_error')} %",
         f"BP leads: {mean(later, 'bp_error')} against {mean(later, 'fa_error')} %",
         f"FA misclassifies {end['fa_error']:.2f} %, BP {end['bp_error']:.2f} %",
@@ -224,8 +223,9 @@ def error_of(network, mnist):
 
 
 @pytest.mark.parametrize(("units", "seeds"), [(20, range(5)), (1000, [0])])
-def test_the_best_read_out_on_frozen_features_errs_as_often_as_said(mnist, units, seeds):
+def test_the_best_read_out_on_frozen_features_errs_as_often_as_said(mnist, units, seeds, request):
     torch.set_num_threads(2)  # the one test with work enough for them
+    request.addfinalizer(lambda: torch.set_num_threads(1))
 
     def best_error(seed):
         network = start("--rules=shallow", f"--hidden={units}", seed=seed)[0]["shallow"]

@@ -151,9 +151,8 @@ def test_the_log_holds_what_was_asked_for_to_six_digits_and_depends_on_nothing_e
     assert columns(all_rows[13:14], *measures) == columns(some[-1:], *measures)
     rows = train(matched(seed=2), digits, "--batch-size=30", seed=2)
     for logged, row in zip(some, rows, strict=True):
-        assert [float(logged[k]) for k in measures] == pytest.approx(
-            [row[k] for k in measures], 1e-5
-        )
+        values = [float(logged[name]) for name in measures]
+        assert values == pytest.approx([row[name] for name in measures], rel=1e-5)
     config = json.loads(Path("all/config.json").read_text())
     assert (config["seeds"], config["steps_per_epoch"]) == ([1, 2], 10)
     assert config["dataset_used"] == "synthetic digits (not MNIST)"
