@@ -109,7 +109,8 @@ def plot(log: dict[str, np.ndarray], steps_per_epoch: int | None, title: str) ->
     ax.xaxis.set_major_formatter("{x:.0f}")
     epoch = f" (an epoch has {steps_per_epoch})" if steps_per_epoch else ""
     ax.set(xlabel=f"step{epoch}", xlim=(0, steps[-1] or 1))
-    spread = f"mean ± standard deviation over {len(values)} seeds" if len(values) > 1 else "1 seed"
+    seeds = len(log["seed"])
+    spread = f"mean ± standard deviation over {seeds} seeds" if seeds > 1 else "1 seed"
     figure.suptitle(f"{title}\n{spread}", fontsize="medium")
     return figure
 

@@ -276,7 +276,7 @@ def compare(options: argparse.Namespace, digits: Digits) -> None:
                 left = time_left(started, epochs_done / (len(options.seeds) * options.epochs))
                 cells = [*position, *(f"{value:#.4g}" for value in values), left]
                 print(row_format.format(*cells), flush=True)
-            last_rows.append(values)
+            last_rows.append(values)  # of this seed's last row
             if any(map(math.isnan, values)):
                 print("WARNING: nan: the loss overflowed; try a smaller --lr", file=sys.stderr)
     if len(last_rows) > 1:
@@ -321,6 +321,7 @@ def within(low: float, high: float):
             raise argparse.ArgumentTypeError(f"{text!r} is not from {low} to {high}")
         return value
 
+    number.__name__ = type(low).__name__  # argparse's word for it: "invalid int value"
     return number
 
 
@@ -339,7 +340,6 @@ def make_parser() -> argparse.ArgumentParser:
     formatter = argparse.ArgumentDefaultsHelpFormatter
     parser = OneLineParser(description=__doc__.splitlines()[0], formatter_class=formatter)
     accelerator = torch.accelerator.is_available() and torch.accelerator.current_accelerator()
-    datasets = ["auto", "mnist", "synthetic"]
     new_folder = datetime.now().strftime("runs/%Y-%m-%d_%H-%M-%S-%f")
 
     def add(name: str, type, default, help: str, **settings):
@@ -357,7 +357,7 @@ def make_parser() -> argparse.ArgumentParser:
     add("--weight-decay", within(0.0, 1.0), 1e-3, "weight decay (L2), as in L0SG's code; 0: none")
     add("--log-every", within(1, TRAIN_SIZE), 125, "steps between rows; 125: 15 rows an epoch")
     add("--seeds", within(0, 2**32 - 1), [0], "one matched set of networks each", nargs="+")
-    add("--dataset", str, "auto", "auto: mnist, or else synthetic", choices=datasets)
+    add("--dataset", str, "auto", "auto: mnist if possible", choices=["auto", "mnist", "synthetic"])
     add("--data-dir", Path, "data", "where MNIST is, or is downloaded to")
     add("--device", working_device, str(accelerator or "cpu"), "cpu, cuda, ...")
     add("--out", Path, new_folder, "new folder for losses.csv and config.json")
