@@ -11,6 +11,7 @@ Feedback alignment (FA) sends it through a fixed random matrix B instead:
 
 The layer's own weights learn as under BP (dL/dW = e x^T, dL/db = e). While they do, W
 comes to resemble B, and so the message B^T e to the layers below comes to resemble W^T e.
+(Where another FA layer lies above, e is not dL/dy, but what came down from there.)
 
 Source: T. P. Lillicrap, D. Cownden, D. B. Tweed, C. J. Akerman, "Random synaptic
 feedback weights support error backpropagation for deep learning", Nature
@@ -19,6 +20,7 @@ Communications 7:13276 (2016), doi:10.1038/ncomms13276.
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 
@@ -27,15 +29,16 @@ class FALinearFunction(torch.autograd.Function):
 
     Rows are examples here, so a column equation such as B^T e reads e @ B in the code.
 
-    Shapes: input (..., in_features), weight (out_features, in_features), bias
-    (out_features,) or None, feedback (out_features, in_features), output
-    (..., out_features); `...` stands for any leading dimensions, or none.
+    Shapes: input (..., in_features), output (..., out_features), weight and feedback
+    (out_features, in_features), bias (out_features,) or None; `...` may be empty.
     """
 
     generate_vmap_rule = True  # makes it work under torch.func.vmap
 
     @staticmethod
     def forward(input, weight, bias, feedback):
+        if weight.is_complex():
+            raise TypeError("feedback alignment is for real numbers")
         return F.linear(input, weight, bias)
 
     @staticmethod
@@ -44,6 +47,7 @@ class FALinearFunction(torch.autograd.Function):
         ctx.save_for_backward(input, feedback)  # backward has no need of the weight!
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, grad_output):
         input, feedback = ctx.saved_tensors
         # Under autocast the error arrives in a lower precision than was saved.
@@ -64,8 +68,14 @@ class FALinear(nn.Linear):
     """`nn.Linear` that teaches the layers below it by feedback alignment.
 
     Takes the arguments of `nn.Linear`, computes the same output and raises the same
-    errors. In a network's first layer it is `nn.Linear`: nothing lies below to teach.
-    Feedback alignment is a way back, so forward-mode derivatives (`jvp`) raise an error.
+    errors, and TypeError for complex numbers. An `nn.Linear`'s state loads with
+    `strict=False`; the feedback stays as drawn. A network's first layer needs no `FALinear`:
+    nothing lies below to teach.
+
+    B^T e is no derivative, so forward mode and second derivatives raise an error. Two
+    escape: nested `torch.func` transforms, and `create_graph=True` where e is a constant,
+    take B^T e for a constant. `torch.export` records the forward pass alone: what it
+    returns learns by BP, or not at all.
 
     Attributes:
         weight: W, shape (out_features, in_features), trained.
@@ -75,15 +85,10 @@ class FALinear(nn.Linear):
     """
 
     def reset_parameters(self) -> None:
-        """Draw weight and bias as `nn.Linear` does, and a new feedback matrix.
-
-        The feedback is Kaiming-uniform, U(-s, s) with s = sqrt(6 / in_features), 2.4 times
-        the bound of the weight. Its scale multiplies each step of the layers below.
-        """
+        """Draw weight, bias and feedback anew, the feedback as `nn.Linear` draws a weight."""
         super().reset_parameters()
-        if not hasattr(self, "feedback"):  # the first call, from nn.Linear.__init__
-            self.register_buffer("feedback", torch.empty_like(self.weight))
-        nn.init.kaiming_uniform_(self.feedback)
+        self.register_buffer("feedback", self.weight.detach().clone())
+        super().reset_parameters()  # a second draw: weight and feedback are independent
 
     def forward(self, input: Tensor) -> Tensor:
         """Return input W^T + b: (..., in_features) -> (..., out_features)."""

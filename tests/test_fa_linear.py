@@ -2,9 +2,8 @@
 
 import pytest
 import torch
-from conftest import sides_of_the_law
 from torch import nn
-from torch.func import grad, vmap
+from torch.func import grad, jvp, vmap
 from torch.nn import functional as F
 
 from fa_linear import FALinear
@@ -14,7 +13,9 @@ def pair(bias=True):
     """An FALinear and an nn.Linear with the same weights."""
     torch.manual_seed(0)
     fa, bp = FALinear(6, 3, bias), nn.Linear(6, 3, bias)
-    bp.load_state_dict({k: v for k, v in fa.state_dict().items() if k != "feedback"})
+    feedback = fa.feedback.clone()
+    fa.load_state_dict(bp.state_dict(), strict=False)
+    assert torch.equal(fa.feedback, feedback)  # it stays as drawn
     return fa, bp
 
 
@@ -38,17 +39,33 @@ def test_the_input_gradient_is_error_times_feedback_and_nothing_else_differs(sha
     torch.testing.assert_close(bp_input, error @ fa.weight)
     torch.testing.assert_close(fa_rest, bp_rest)
     assert len(fa_rest) == 1 + bias
+    fa(input).backward(error)  # as a first layer, whose input has no gradient
+    torch.testing.assert_close([p.grad for p in fa.parameters()], bp_rest)
 
 
-def test_feedback_is_kaiming_uniform_and_drawn_anew_by_reset_parameters():
+def test_feedback_is_drawn_as_the_weight_is_but_independently_and_anew_by_reset_parameters():
     torch.manual_seed(0)
     layer = FALinear(600, 50)
-    bound = (6 / 600) ** 0.5
-    assert layer.feedback.abs().max() <= bound
-    assert layer.feedback.std().item() == pytest.approx(bound / 3**0.5, rel=0.02)
     before = layer.feedback.clone()
     layer.reset_parameters()
-    assert not torch.equal(layer.feedback, before)
+    for draw in before, layer.feedback, layer.weight:
+        assert 0.99 < draw.abs().max() * 600**0.5 <= 1
+        assert draw.std().item() == pytest.approx((3 * 600) ** -0.5, rel=0.02)
+    draws = torch.stack([before, layer.feedback, layer.weight]).flatten(start_dim=1)
+    assert (torch.corrcoef(draws) - torch.eye(3)).abs().max() < 0.03  # 5 / sqrt(30,000)
+
+
+def test_the_feedback_is_saved_converted_and_moved_with_the_weights_but_not_trained():
+    layer = FALinear(6, 3, device="meta", dtype=torch.float64)
+    assert (layer.feedback.device, layer.feedback.dtype) == (layer.weight.device, torch.float64)
+    layer.to_empty(device="cpu").reset_parameters()
+    twin = FALinear(6, 3).double()
+    twin.load_state_dict(layer.state_dict())
+    assert torch.equal(twin.feedback, layer.feedback)
+    error = torch.randn(4, 3, dtype=torch.float64)
+    input_gradient, *_ = gradients(twin, torch.randn(4, 6, dtype=torch.float64), error)
+    torch.testing.assert_close(input_gradient, error @ layer.feedback)
+    assert [name for name, _ in layer.named_parameters()] == ["weight", "bias"]
 
 
 @pytest.mark.parametrize("learning_rate", [0.1, 0.01])
@@ -58,18 +75,22 @@ def test_the_exact_law_behind_alignment(learning_rate):
     network = nn.Sequential(nn.Linear(12, 7), FALinear(7, 4)).double()
     images, labels = torch.randn(50, 12).double() + 0.5, torch.randint(4, (50,))
     optimizer = torch.optim.SGD(network.parameters(), lr=learning_rate)
-    W0, b0, *_ = parameters = list(network.parameters())
-    before, squares = sides_of_the_law(network), 0
+    W0, b0, W, _b = network.parameters()
+
+    def sides():
+        overlap = network[1].feedback.T @ W
+        return (overlap + overlap.T).detach(), (W0 @ W0.T + b0.outer(b0)).detach()
+
+    before, squares = sides(), 0
     for _ in range(100):
         for batch in torch.randperm(50).split(8):
-            old = [parameter.detach().clone() for parameter in parameters]
+            old = W0.detach().clone(), b0.detach().clone()
             optimizer.zero_grad()
             F.cross_entropy(network(images[batch]), labels[batch]).backward()
             optimizer.step()
             dW0, db0 = W0.detach() - old[0], b0.detach() - old[1]
             squares = squares + dW0 @ dW0.T + db0.outer(db0)
-    pairs = zip(sides_of_the_law(network), before, strict=True)
-    overlap, hidden = (now - then for now, then in pairs)
+    overlap, hidden = (now - then for now, then in zip(sides(), before, strict=True))
     assert overlap.norm() > 0.1
     torch.testing.assert_close(overlap, hidden - squares, rtol=0, atol=1e-10)
 
@@ -84,15 +105,6 @@ def test_on_unfolded_images_it_is_a_convolution_with_feedback_alignment():
     torch.testing.assert_close(images.grad, F.conv_transpose2d(error, feedback, padding=1))
 
 
-def test_the_feedback_is_converted_and_materialised_with_the_weights():
-    layer = FALinear(6, 3, device="meta")
-    layer.to_empty(device="cpu").reset_parameters()
-    assert 0 < layer.feedback.abs().max() <= 1
-    error = torch.randn(4, 3).double()
-    input_gradient, *_ = gradients(layer.double(), torch.randn(4, 6).double(), error)
-    torch.testing.assert_close(input_gradient, error @ layer.feedback)
-
-
 def test_autocast_gives_linears_gradients():
     fa, bp = pair()
     fa.feedback.copy_(fa.weight.detach())
@@ -100,11 +112,6 @@ def test_autocast_gives_linears_gradients():
     results = [gradients(layer, input, error, autocast=True) for layer in (fa, bp)]
     torch.testing.assert_close(results[0], results[1])
     assert {gradient.dtype for gradient in results[0]} == {torch.float32}
-
-
-def test_forward_mode_is_refused_as_feedback_alignment_has_none():
-    with pytest.raises(NotImplementedError, match="forward mode"):
-        torch.func.jvp(FALinear(6, 3), (torch.randn(6),), (torch.randn(6),))
 
 
 def test_vmap_and_grad_give_each_examples_gradient():
@@ -119,3 +126,25 @@ def test_compiles_as_one_graph():
     compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
     expected = gradients(layer, input, error)
     torch.testing.assert_close(gradients(compiled, input, error), expected)
+
+
+def test_what_feedback_alignment_is_not_defined_for_is_refused():
+    layer, input = FALinear(6, 3), torch.randn(4, 6, requires_grad=True)
+    with pytest.raises(NotImplementedError, match="forward mode"):
+        jvp(layer, (input,), (input,))
+    with pytest.raises(TypeError, match="real numbers"):
+        FALinear(6, 3, dtype=torch.complex64)(input.to(torch.complex64))
+    (message,) = torch.autograd.grad(layer(input).square().sum(), input, create_graph=True)
+    with pytest.raises(RuntimeError, match="differentiate twice"):
+        message.square().sum().backward()
+
+
+def test_what_the_docstring_says_of_second_derivatives_and_export_is_so():
+    layer, input = FALinear(6, 3), torch.randn(4, 6, requires_grad=True)
+    (message,) = torch.autograd.grad(layer(input).sum(), input, create_graph=True)
+    assert not message.requires_grad  # for the error, of ones, is a constant
+    penalty = grad(lambda input: grad(lambda x: layer(x).square().sum())(input).square().sum())
+    assert not penalty(input).any()
+    exported = torch.export.export(layer, (input,), strict=False).module()
+    (gradient,) = torch.autograd.grad(exported(input).sum(), input)
+    torch.testing.assert_close(gradient, torch.ones(4, 3) @ layer.weight)
