@@ -30,11 +30,4 @@ def mnist():
     """MNIST itself, for the tests that need it."""
     if "MNIST_DIR" not in os.environ:
         pytest.skip("MNIST_DIR does not name a folder that holds MNIST")
-    return script.load_digits("mnist", Path(os.environ["MNIST_DIR"]), torch.device("cpu"))
-
-
-def sides_of_the_law(network):
-    """Return B'W + W'B and W0 W0' + b0 b0' of a hidden layer below an FALinear."""
-    W0, b0, W, _b = (parameter.detach() for parameter in network.parameters())
-    overlap = network[1].feedback.T @ W
-    return overlap + overlap.T, W0 @ W0.T + b0.outer(b0)
+    return script.load_digits("mnist", Path(os.environ["MNIST_DIR"]), "cpu")
