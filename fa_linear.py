@@ -50,7 +50,7 @@ class FALinearFunction(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, grad_output):
         input, feedback = ctx.saved_tensors
-        # Under autocast the error arrives in a lower precision than was saved.
+        # Under autocast the error arrives in a lower precision than the saved tensors.
         input, feedback = input.to(grad_output.dtype), feedback.to(grad_output.dtype)
         grad_input = grad_weight = grad_bias = None
         if ctx.needs_input_grad[0]:
@@ -68,14 +68,14 @@ class FALinear(nn.Linear):
     """`nn.Linear` that teaches the layers below it by feedback alignment.
 
     Takes the arguments of `nn.Linear`, computes the same output and raises the same
-    errors, and TypeError for complex numbers. An `nn.Linear`'s state loads with
-    `strict=False`; the feedback stays as drawn. A network's first layer needs no `FALinear`:
-    nothing lies below to teach.
+    exceptions; complex numbers raise TypeError. An `nn.Linear`'s state loads with
+    `strict=False`, and the feedback stays as drawn. A network's first layer needs no
+    `FALinear`: nothing lies below to teach.
 
-    B^T e is no derivative, so forward mode and second derivatives raise an error. Two
-    escape: nested `torch.func` transforms, and `create_graph=True` where e is a constant,
-    take B^T e for a constant. `torch.export` records the forward pass alone: what it
-    returns learns by BP, or not at all.
+    B^T e is no derivative, so forward mode and second derivatives raise an error. PyTorch
+    misses two cases, and there counts derivatives of B^T e as zero: nested `torch.func`
+    transforms, and the gradient of a sum of the outputs. `torch.export` keeps only the
+    forward pass: an exported program does not learn by feedback alignment.
 
     Attributes:
         weight: W, shape (out_features, in_features), trained.
@@ -85,7 +85,7 @@ class FALinear(nn.Linear):
     """
 
     def reset_parameters(self) -> None:
-        """Draw weight, bias and feedback anew, the feedback as `nn.Linear` draws a weight."""
+        """Draw weight, bias and feedback; `nn.Linear.__init__` calls this, too."""
         super().reset_parameters()
         self.register_buffer("feedback", self.weight.detach().clone())
         super().reset_parameters()  # a second draw: weight and feedback are independent

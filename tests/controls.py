@@ -1,16 +1,7 @@
 """Take the supposed causes of alignment away, one at a time: python controls.py [DATA_DIR]
 
-Prints a table (means ± sample standard deviations over five seeds), and writes to
-results/controls.csv a line for each control and seed:
-
-    fa, bp            test errors in %, of the networks that learn by FA and by BP
-    message, weight   FA's two angles in degrees, as in the script's log
-    least overlap     least e^T W B^T e = (W^T e).(B^T e) over all e of length 1 with sum 0
-    least eigenvalue  least real part of an eigenvalue of W B^T on the e with sum 0
-    start kept        W's share of its start: their inner product over that of the start with itself
-    best read-out     test error in % of the best read-out for the first network's hidden layer
-    fa wait, bp wait  the first step whose mini-batch has a loss below 2
-
+Prints a table, means and sample standard deviations over five seeds, and writes to
+results/controls.csv a line for each control and seed. results/README.md explains the columns.
 In the code, network[0] is the hidden layer, network[1] the read-out with W and B.
 """
 
@@ -35,7 +26,7 @@ from fa_linear import FALinear
 
 SEEDS = range(5)
 COLUMNS = {"fa": 1, "bp": 1, "message": 0, "weight": 0, "least overlap": 2, "least eigenvalue": 2}
-COLUMNS |= {"start kept": 2, "best read-out": 1, "fa wait": 0, "bp wait": 0}  # and their digits
+COLUMNS |= {"start in W": 2, "best read-out": 1, "fa wait": 0, "bp wait": 0}  # and their digits
 
 
 def control(digits, options, seed, change=None, rules=("fa",), best=False, **settings):
@@ -65,7 +56,7 @@ def control(digits, options, seed, change=None, rules=("fa",), best=False, **set
         values["least overlap"] = torch.linalg.eigvalsh((product + product.T) / 2).min().item()
         values["least eigenvalue"] = torch.linalg.eigvals(product).real.min().item()
         values |= {"message": row["message_angle"], "weight": row["weight_angle"]}
-        values["start kept"] = ((W * start).sum() / start.square().sum()).item()
+        values["start in W"] = ((W * start).sum() / start.square().sum()).item()
     return values
 
 
@@ -121,21 +112,23 @@ def random_w(networks, digits, options, seed, degrees=None):
     W.copy_(W.norm() * mixed)
 
 
-def no_alignment(networks, *_):
-    """Put the symmetric part S of W B^T back to its start before each use, changing W the least.
+def keep_overlap(networks, *_, zero=False, another_b=False):
+    """Keep e^T W B^T e = (W^T e).(B^T e) for every e at its start, or at zero; change W the least.
 
-    (W^T e).(B^T e) = e^T W B^T e = e^T S e, so for every e it stays as it was. Let S need the change
-    D. Among the changes C of W with C B^T + B C^T = 2 D, the least (in sum of squares) is L B, with
-    a symmetric matrix L of Lagrange multipliers. So L G + G L = 2 D, where G = B B^T; in the basis
-    Q of G's eigenvectors, with eigenvalues g, this reads L_ij (g_i + g_j) = 2 D_ij.
+    It depends only on the symmetric part S of W B^T, which is put back before each use of W. Let S
+    need the change D. Among the changes C of W with C B^T + B C^T = 2 D, the least (in sum of
+    squares) is L B, with a symmetric matrix L of Lagrange multipliers. So L G + G L = 2 D, where
+    G = B B^T; in the basis Q of G's eigenvectors, with eigenvalues g, L_ij (g_i + g_j) = 2 D_ij.
     """
     read_out = networks["fa"][1]
     W, B = read_out.weight.data, read_out.feedback
+    if another_b:  # one that nothing is sent through: the same constraint, of no consequence
+        B = FALinear(*B.T.shape).feedback
     g, Q = torch.linalg.eigh(B @ B.T)
-    start = W @ B.T + B @ W.T  # 2 S
+    kept = 0 if zero else W @ B.T + B @ W.T  # 2 S
 
     def put_back(_read_out, _inputs):
-        two_D = start - W @ B.T - B @ W.T
+        two_D = kept - W @ B.T - B @ W.T
         L = Q @ (Q.T @ two_D @ Q / (g + g[:, None])) @ Q.T
         W.add_(L @ B)
 
@@ -146,34 +139,33 @@ def w_is_b(networks, *_, sign=1):
     networks["fa"][1].weight.data = sign * networks["fa"][1].feedback
 
 
-def scaled_b(networks, *_, factor):
-    for layer in networks.modules():
-        if isinstance(layer, FALinear):
-            layer.feedback *= factor
-
-
-def no_constant_b(networks, _digits, options, _seed, random_labels=False):
-    """B is drawn anew at each step; with `random_labels`, e is computed from such, too."""
+def other_messages(networks, _digits, options, _seed, new_b=False, labels=True):
+    """Draw B anew at each step; without `labels`, compute the messages from random ones."""
     read_out = networks["fa"][1]
 
-    def hook(_read_out, inputs, output):
+    def before(_read_out, _inputs):
         read_out.feedback = FALinear(options.hidden, script.CLASSES).feedback
-        if random_labels and output.requires_grad:
-            labels = torch.randint(script.CLASSES, (len(output),))
-            e = (output.detach().softmax(dim=1) - F.one_hot(labels, script.CLASSES)) / len(output)
-            inputs[0].register_hook(lambda _: e @ read_out.feedback)
 
-    read_out.register_forward_hook(hook)
+    def after(_read_out, inputs, output):
+        if output.requires_grad:  # in training
+            random = torch.randint(script.CLASSES, (len(output),))
+            e = output.detach().softmax(dim=1) - F.one_hot(random, script.CLASSES)
+            message = e / len(output) @ read_out.feedback
+            inputs[0].register_hook(lambda _message: message)
+
+    if new_b:
+        read_out.register_forward_pre_hook(before)
+    if not labels:
+        read_out.register_forward_hook(after)
 
 
-def deep(networks, *_, activation=nn.Tanh, factor=1, frozen=False):
+def deep(networks, *_, activation=nn.Tanh, frozen=False):
     """The network 784-256-64-10 of the README; with `frozen`, only its first layer learns."""
     for rule, layer in ("deep_fa", FALinear), ("deep_bp", nn.Linear):
         layers = [nn.Linear(784, 256), activation(), layer(256, 64), activation(), layer(64, 10)]
         networks[rule] = nn.Sequential(*layers)
         networks[rule][1:].requires_grad_(not frozen)
     networks["deep_bp"].load_state_dict(networks["deep_fa"].state_dict(), strict=False)
-    scaled_b(networks, factor=factor)
 
 
 BOTH, BEST = {"rules": ("fa", "bp")}, {"best": True}
@@ -182,28 +174,28 @@ FROZEN_BOTH = BOTH | FROZEN
 DEEP = {"rules": (), "epochs": 1, "lr": 0.01, "batch_size": 64}
 WAIT = BOTH | {"epochs": 1, "log_every": 1}
 CONTROLS = {
-    "nothing": BOTH,
+    "nothing": BOTH | BEST,
     "hidden layer frozen (shallow)": {"rules": ("shallow",)} | BEST,
     "no hidden layer (softmax regression)": {"rules": ("bp",), "change": no_hidden_layer},
     "W frozen at its start": FROZEN_BOTH | BEST,
     "W frozen as FA left it": FROZEN_BOTH | {"change": w_of_fa},
     "W frozen as FA left it at step 500": FROZEN_BOTH | {"change": partial(w_of_fa, steps=500)},
     "W frozen as FA left it at step 125": FROZEN_BOTH | {"change": partial(w_of_fa, steps=125)},
-    "W frozen as FA left it, another B": FROZEN | {"change": partial(w_of_fa, another_b=True)},
+    "W frozen as FA left it, with another B": FROZEN | {"change": partial(w_of_fa, another_b=True)},
     "W frozen, random at FA's angle to B": FROZEN | {"change": random_w},
     "W frozen, random at 45° to B": FROZEN | {"change": partial(random_w, degrees=45.0)},
     "W frozen, random at 60° to B": FROZEN | {"change": partial(random_w, degrees=60.0)},
-    "W free to learn all but to align": {"change": no_alignment},
+    "W free, overlap with B kept at its start": {"change": keep_overlap},
+    "W free, overlap with B kept at zero": {"change": partial(keep_overlap, zero=True)},
+    "W free, overlap with another B kept": {"change": partial(keep_overlap, another_b=True)},
     "W starts as −B": {"change": partial(w_is_b, sign=-1)},
-    "B drawn anew at each step": {"change": no_constant_b} | BEST,
-    "the same, random labels": {"change": partial(no_constant_b, random_labels=True)} | BEST,
-    "B × 0.3": {"change": partial(scaled_b, factor=0.3)},
-    "B × 3": {"change": partial(scaled_b, factor=3.0)},
+    "B drawn anew at each step": {"change": partial(other_messages, new_b=True)} | BEST,
+    "messages from random labels": {"change": partial(other_messages, labels=False)} | BEST,
+    "the two together": {"change": partial(other_messages, new_b=True, labels=False)} | BEST,
     "learning rate 3e-4": BOTH | {"lr": 3e-4},
     "learning rate 3e-3": BOTH | {"lr": 3e-3},
     "learning rate 0.01": BOTH | {"lr": 0.01},
     "tanh network": DEEP | {"change": deep},
-    "tanh network, B × 2.45": DEEP | {"change": partial(deep, factor=2.45)},
     "tanh network, upper layers frozen": DEEP | {"change": partial(deep, frozen=True)},
     "ReLU network": DEEP | {"change": partial(deep, activation=nn.ReLU)},
     "learning rate 5e-4, until it learns": WAIT | {"lr": 5e-4},
@@ -241,19 +233,19 @@ def table_row(label, rows):
     for column, digits in COLUMNS.items():
         values = [float(row[column]) for row in rows if row.get(column)]
         mean, spread = (statistics.fmean(values), statistics.stdev(values)) if values else (0, 0)
-        cells.append(f"{mean:.{digits}f} ± {spread:.{digits}f}" if values else "")
-    return " | ".join(cells).rstrip()
+        cells.append(f"{mean:.{digits}f}±{spread:.{digits}f}" if values else "")
+    return "|".join(cells)
 
 
 def main(data_dir="data"):
-    print(" | ".join(["control", *COLUMNS]) + "\n---" + "|---" * len(COLUMNS))
+    print("|".join(["control", *COLUMNS]) + "\n---" + "|---" * len(COLUMNS))
     with open(Path(__file__).parents[1] / "results" / "controls.csv", "w", newline="") as file:
         writer = csv.DictWriter(file, ["control", "seed", *COLUMNS], lineterminator="\n")
         writer.writeheader()
         for label, rows in run_all(data_dir, seeds=SEEDS):
+            rows = [{column: f"{value:.5g}" for column, value in row.items()} for row in rows]
             for seed, row in zip(SEEDS, rows, strict=True):
-                rounded = {column: f"{value:.5g}" for column, value in row.items()}
-                writer.writerow({"control": label, "seed": seed} | rounded)
+                writer.writerow({"control": label, "seed": seed} | row)
             print(table_row(label, rows), flush=True)
 
 

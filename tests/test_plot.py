@@ -37,19 +37,15 @@ def draw(text):
 
 def test_draws_each_columns_mean_and_sample_deviation_under_its_name_and_the_settings():
     figure = draw(HEADER + SEED_0 + SEED_1)
-    drawn = {
-        ax.get_title(): {line.get_label()[:7]: list(line.get_ydata()) for line in ax.lines}
-        for ax in figure.axes
-    }
-    assert drawn == {
-        "Training loss": {"FA (fee": [3, 1], "BP (bac": [3, 2], "shallow": [4, 3]},
-        "Test error": {"FA (fee": [21, 10], "BP (bac": [30, 20], "shallow": [40, 30]},
-        "FA's alignment": {"message": [65, 50], "matrice": [71, 61], "unrelat": [90, 90]},
-    }
+    loss, error, angle = (
+        {line.get_label()[:8]: list(line.get_ydata()) for line in ax.lines} for ax in figure.axes
+    )
+    assert loss == {"FA (feed": [3, 1], "BP (back": [3, 2], "shallow ": [4, 3]}
+    assert error == {"FA (feed": [21, 10], "BP (back": [30, 20], "shallow ": [40, 30]}
+    assert angle == {"messages": [65, 50], "matrices": [71, 61], "unrelate": [90, 90]}
     band = figure.axes[0].collections[0].get_paths()[0].vertices[:, 1]
     assert (band.min(), band.max()) == pytest.approx((1, 3 + 2**0.5))
-    for ax in figure.axes:
-        assert len(ax.get_legend().get_texts()) == 3
+    assert [len(ax.get_legend().get_texts()) for ax in figure.axes] == [3, 3, 3]
     for said in "784-20-10 on MNIST", "lr 0.5", "freeze_read_out True", "seeds: 2":
         assert said in figure.get_suptitle()
 
@@ -63,31 +59,23 @@ def test_the_steps_share_a_logarithmic_axis_and_a_loss_stands_in_the_middle_of_i
     assert [ax.get_yscale() for ax in figure.axes] == ["log", "log", "linear"]
     ticks = [label.get_text() for label in angle.get_xticklabels()]
     assert ticks[:5] == ["0", "1", "10", "100", "1000"]
-    for line in error.lines + angle.lines[:2]:
-        assert list(line.get_xdata()) == [0, 1, 2, 4, 10, 2010]
     # Updates made before each mini-batch: 0; 0; 1; 2, 3; 4 to 9; 10 to 2009.
-    for line in loss.lines:
-        assert list(line.get_xdata()) == [0, 0, 1, 2.5, 6.5, 1009.5]
+    assert {tuple(line.get_xdata()) for line in loss.lines} == {(0, 0, 1, 2.5, 6.5, 1009.5)}
+    steps = {tuple(line.get_xdata()) for line in error.lines + angle.lines[:2]}
+    assert steps == {(0, 1, 2, 4, 10, 2010)}
 
 
-def test_a_log_in_another_order_of_rows_is_drawn_right():
-    rows = (SEED_0 + SEED_1).splitlines(keepends=True)
-    log = plot_losses.read_log(write_log(HEADER + "".join(rows)))
-    other = plot_losses.read_log(write_log(HEADER + "".join(rows[i] for i in (3, 0, 2, 1))))
-    np.testing.assert_array_equal(other, log)
-
-
-def test_what_a_stopped_run_left_unfinished_is_left_out_and_said(capsys):
-    for cut, said in (27, "left out seed 1"), (9, "left out the last line"):
-        log = plot_losses.read_log(write_log(HEADER + SEED_0 + SEED_1[:cut]))
-        np.testing.assert_array_equal(log["fa_loss"], [[2, 1]])
+def test_another_order_of_rows_is_drawn_right_and_what_is_left_out_is_said(capsys):
+    shuffled = "".join((SEED_0 + SEED_1).splitlines(keepends=True)[row] for row in (3, 0, 2, 1))
+    for rest, losses, said in (
+        (shuffled, [[2, 1], [4, 1]], ""),
+        (SEED_0 + SEED_1[:27], [[2, 1]], "left out seed 1"),
+        (SEED_0 + SEED_1[:9], [[2, 1]], "left out the last line"),
+        (SEED_0 + SEED_1.replace("10,1", "10,nan"), [[2, 1], [4, np.nan]], "seed 1 overflows"),
+    ):
+        log = plot_losses.read_log(write_log(HEADER + rest))
+        np.testing.assert_array_equal(log["fa_loss"], losses)
         assert said in capsys.readouterr().err
-
-
-def test_a_seed_that_overflows_ends_the_mean_and_is_named(capsys):
-    loss, *_ = draw(HEADER + SEED_0 + SEED_1.replace("10,1,2,3", "10,nan,2,3")).axes
-    assert "seed 1 overflows" in capsys.readouterr().err
-    np.testing.assert_array_equal(loss.lines[0].get_ydata(), [3, np.nan])
 
 
 def test_draws_the_newest_run_by_default_and_where_it_is_told():
