@@ -72,9 +72,9 @@ class FALinear(nn.Linear):
     `strict=False`, and the feedback stays as drawn. A network's first layer needs no
     `FALinear`: nothing lies below to teach.
 
-    B^T e is no derivative, so forward mode and second derivatives raise an error. PyTorch
-    misses two cases, and there counts derivatives of B^T e as zero: nested `torch.func`
-    transforms, and the gradient of a sum of the outputs. `torch.export` keeps only the
+    B^T e is no derivative, so forward mode and second derivatives raise an error. Two cases
+    of second derivatives are silently zero instead: nested `torch.func` transforms, and the
+    gradient of what came from a plain sum of the outputs. `torch.export` keeps only the
     forward pass: an exported program does not learn by feedback alignment.
 
     Attributes:

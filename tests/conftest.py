@@ -11,9 +11,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import train_fa_vs_bp_linear_model as script
 
-# Threads gain nothing on networks this small, and wait long for each other on a busy CPU.
-os.environ["OMP_NUM_THREADS"] = "1"  # for the processes that tests start
-torch.set_num_threads(1)
+torch.set_num_threads(1)  # more gain nothing on networks this small
 
 
 @pytest.fixture
@@ -24,9 +22,7 @@ def small(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture
 def mnist_dir():
     """The folder of MNIST itself, for the tests that need it."""
-    if "MNIST_DIR" not in os.environ:
-        pytest.skip("MNIST_DIR does not name a folder that holds MNIST")
-    return Path(os.environ["MNIST_DIR"]).resolve()
+    return os.environ.get("MNIST_DIR") or pytest.skip("MNIST_DIR does not name MNIST's folder")
