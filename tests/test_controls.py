@@ -40,3 +40,10 @@ def test_each_control_still_learns_or_fails_as_in_the_table(mnist_dir):
         if label in ("nothing", "W starts as −B"):
             assert max(row["message"], row["weight"]) < 75
             assert row["least eigenvalue"] > 0
+
+
+def test_pairs_of_different_digits_take_away_some_60_percent_of_what_the_others_add(mnist_dir):
+    _name, images, labels, *_ = controls.load(mnist_dir, 4000)
+    e = 0.1 - torch.eye(10)[labels]  # at the start
+    gains, same = (images @ images.T) * (e @ e.T), labels[:, None] == labels
+    assert 0.55 < -gains[~same].sum() / gains[same].sum() < 0.7
