@@ -106,6 +106,7 @@ def test_the_figures_in_the_sentences_are_those_of_the_files():
         f"FA and BP both misclassify {r('mnist', 'fa_error', 0)} %",
         f"first falls from {r('mnist', 'message_angle', 0, 0, 0)}° to {r('mnist', 'message_angle', 0)}°",
         f"second from {r('mnist', 'weight_angle', 0, 0, 0)}° to {r('mnist', 'weight_angle', 0)}°",
+        f"{r('mnist', 'message_angle', 0)}° is a mean over many images",
         f"FA takes {c(wait, 'fa wait', 0)} steps until a mini-batch has a loss below 2.",
         f"it takes {c(from_b, 'fa wait', 0)}, like BP ({c(wait, 'bp wait', 0)})",
         f"possible read-out for them misclassifies {best(shallow)} %",
