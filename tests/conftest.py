@@ -16,10 +16,11 @@ torch.set_num_threads(1)  # more gain nothing on networks this small
 
 @pytest.fixture
 def small(monkeypatch, tmp_path):
-    """An empty folder to work in, where every data set has 300 + 100 images."""
+    """An empty folder to work in, and data sets of 300 + 100 images; returns the stand-in."""
     monkeypatch.setattr(script, "TRAIN_SIZE", 300)
     monkeypatch.setattr(script, "TEST_SIZE", 100)
     monkeypatch.chdir(tmp_path)
+    return script.load_digits("synthetic", None, "cpu")
 
 
 @pytest.fixture

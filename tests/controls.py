@@ -7,12 +7,10 @@ In the code, network[0] is the hidden layer, network[1] the read-out with W and 
 
 import argparse
 import csv
-import functools
 import statistics
 import sys
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
-from multiprocessing import get_context
 from pathlib import Path
 
 import torch
@@ -25,28 +23,25 @@ import train_fa_vs_bp_linear_model as script
 from fa_linear import FALinear
 
 SEEDS = range(5)
-COLUMNS = {"fa": 1, "bp": 1, "message": 0, "weight": 0, "least overlap": 2, "least eigenvalue": 2}
-COLUMNS |= {"start in W": 2, "best read-out": 1, "fa wait": 0, "bp wait": 0}  # and their digits
+COLUMNS = {"fa": 1, "bp": 1, "fa early": 2, "bp early": 2, "message": 0, "weight": 0}  # digits
+COLUMNS |= {"least overlap": 2, "least eigenvalue": 2, "start in W": 2, "best read-out": 1}
 
 
-def control(digits, options, seed, change=None, rules=("fa",), best=False, **settings):
+def control(digits, seed, change=None, rules=("fa",), best=False, **settings):
     """Train the script's networks of these rules, once `change` has changed them; return values."""
-    options = argparse.Namespace(**vars(options) | settings)
+    options = script.make_parser().parse_args(["--device=cpu", "--log-every=1875"])
+    vars(options).update(settings)
     networks = script.matched_networks(options, seed)
     networks = nn.ModuleDict({rule: networks[rule] for rule in rules})
     if change:
         change(networks, digits, options, seed)
     start = networks["fa"][1].weight.detach().clone() if "fa" in networks else None
-    waits = {}
-    for row in script.train(networks, digits, options, seed):
-        if options.log_every == 1:  # a control of the wait, which ends when both have learned
-            learned = [rule for rule in networks if row[f"{rule}_loss"] < 2]
-            waits = {f"{rule} wait": row["step"] for rule in learned} | waits
-            if len(waits) == len(networks):
-                return waits
+    rows = list(script.train(networks, digits, options, seed))
+    early, last = next(row for row in rows if row["step"] == 64), rows[-1]
     values = {}
     for rule in networks:  # "deep_fa", for one
-        values["bp" if rule.endswith("bp") else "fa"] = row[f"{rule}_error"]
+        column = "bp" if rule.endswith("bp") else "fa"
+        values |= {column: last[f"{rule}_error"], f"{column} early": early[f"{rule}_loss"]}
     if best:
         values["best read-out"] = best_read_out(next(iter(networks.values()))[0], digits)
     if "fa" in networks:
@@ -55,7 +50,7 @@ def control(digits, options, seed, change=None, rules=("fa",), best=False, **set
         product = zero_sum.T @ W @ B.T @ zero_sum
         values["least overlap"] = torch.linalg.eigvalsh((product + product.T) / 2).min().item()
         values["least eigenvalue"] = torch.linalg.eigvals(product).real.min().item()
-        values |= {"message": row["message_angle"], "weight": row["weight_angle"]}
+        values |= {"message": last["message_angle"], "weight": last["weight_angle"]}
         values["start in W"] = ((W * start).sum() / start.square().sum()).item()
     return values
 
@@ -63,22 +58,21 @@ def control(digits, options, seed, change=None, rules=("fa",), best=False, **set
 def best_read_out(hidden, digits):
     """Return the test error of the softmax regression that fits the hidden layer's outputs best."""
     with torch.no_grad():
-        h = F.pad(hidden(digits.train_images).double(), (0, 1), value=1)  # with 1 for the bias
-        h_test = F.pad(hidden(digits.test_images).double(), (0, 1), value=1)
-    Q, R = torch.linalg.qr(h / len(h) ** 0.5)  # L-BFGS is faster where features are orthonormal
-    W = torch.zeros(len(R), script.CLASSES, dtype=torch.double, requires_grad=True)
+        h, h_test = (hidden(x).double() for x in (digits.train_images, digits.test_images))
+    whiten = torch.linalg.inv(torch.linalg.cholesky(h.T.cov())).T  # L-BFGS is faster then
+    read_out = nn.Linear(len(whiten), script.CLASSES, dtype=torch.double)
     search = {"max_iter": 1000, "tolerance_grad": 1e-6, "line_search_fn": "strong_wolfe"}
-    optimizer = torch.optim.LBFGS([W], **search)
+    optimizer = torch.optim.LBFGS(read_out.parameters(), **search)
 
     def loss():
         optimizer.zero_grad()
-        value = F.cross_entropy(Q @ W * len(h) ** 0.5, digits.train_labels)
+        value = F.cross_entropy(read_out((h - h.mean(dim=0)) @ whiten), digits.train_labels)
         value.backward()
         return value
 
     optimizer.step(loss)
-    assert W.grad.abs().max() < 1e-4, "L-BFGS has not converged"
-    outputs = h_test @ torch.linalg.solve(R, W.detach())
+    assert read_out.weight.grad.abs().max() < 1e-4, "L-BFGS has not converged"
+    outputs = read_out((h_test - h.mean(dim=0)) @ whiten)
     return 100 * (outputs.argmax(dim=1) != digits.test_labels).float().mean().item()
 
 
@@ -88,8 +82,7 @@ def no_hidden_layer(networks, _digits, _options, _seed):
 
 def w_of_fa(networks, digits, options, seed, steps=None, another_b=False):
     """W and B are those of another network, taught by FA, in the end or after so many steps."""
-    settings = {"freeze_read_out": False, "log_every": steps or options.log_every}
-    options = argparse.Namespace(**vars(options) | settings)
+    options = argparse.Namespace(**vars(options) | {"freeze_read_out": False})
     taught = script.matched_networks(options, seed + 100)["fa"]
     for row in script.train(nn.ModuleDict({"fa": taught}), digits, options, seed):
         if row["step"] == steps:
@@ -101,15 +94,13 @@ def w_of_fa(networks, digits, options, seed, steps=None, another_b=False):
         network[1].load_state_dict(state, strict=False)
 
 
-def random_w(networks, digits, options, seed, degrees=None):
-    """W is random, but as large as FA would leave it, and at as many degrees to B if None."""
+def random_w(networks, digits, options, seed, degrees):
+    """W is random, as large as FA would leave it, and at so many degrees to B."""
     w_of_fa(networks, digits, options, seed)
     W, B = networks["fa"][1].weight.data, networks["fa"][1].feedback
-    angle = script.angle(W.flatten(), B.flatten()) if degrees is None else torch.tensor(degrees)
-    random = torch.randn_like(B)
+    random, angle = torch.randn_like(B), torch.tensor(degrees).deg2rad()
     random -= (random * B).sum() / B.square().sum() * B  # what is left is at 90 degrees to B
-    mixed = angle.deg2rad().cos() * B / B.norm() + angle.deg2rad().sin() * random / random.norm()
-    W.copy_(W.norm() * mixed)
+    W.copy_(W.norm() * (angle.cos() * B / B.norm() + angle.sin() * random / random.norm()))
 
 
 def keep_overlap(networks, *_, zero=False, another_b=False):
@@ -139,24 +130,23 @@ def w_is_b(networks, *_, sign=1):
     networks["fa"][1].weight.data = sign * networks["fa"][1].feedback
 
 
-def other_messages(networks, _digits, options, _seed, new_b=False, labels=True):
+def new_b(networks, _digits, options, _seed, labels=True):
     """Draw B anew at each step; without `labels`, compute the messages from random ones."""
     read_out = networks["fa"][1]
 
-    def before(_read_out, _inputs):
+    def redraw(_read_out, _inputs):
         read_out.feedback = FALinear(options.hidden, script.CLASSES).feedback
 
-    def after(_read_out, inputs, output):
+    def replace_message(_read_out, inputs, output):
         if output.requires_grad:  # in training
             random = torch.randint(script.CLASSES, (len(output),))
             e = output.detach().softmax(dim=1) - F.one_hot(random, script.CLASSES)
             message = e / len(output) @ read_out.feedback
             inputs[0].register_hook(lambda _message: message)
 
-    if new_b:
-        read_out.register_forward_pre_hook(before)
+    read_out.register_forward_pre_hook(redraw)
     if not labels:
-        read_out.register_forward_hook(after)
+        read_out.register_forward_hook(replace_message)
 
 
 def deep(networks, *_, activation=nn.Tanh, frozen=False):
@@ -170,81 +160,64 @@ def deep(networks, *_, activation=nn.Tanh, frozen=False):
 
 BOTH, BEST = {"rules": ("fa", "bp")}, {"best": True}
 FROZEN = {"freeze_read_out": True}
-FROZEN_BOTH = BOTH | FROZEN
 DEEP = {"rules": (), "epochs": 1, "lr": 0.01, "batch_size": 64}
-WAIT = BOTH | {"epochs": 1, "log_every": 1}
 CONTROLS = {
     "nothing": BOTH | BEST,
     "hidden layer frozen (shallow)": {"rules": ("shallow",)} | BEST,
     "no hidden layer (softmax regression)": {"rules": ("bp",), "change": no_hidden_layer},
-    "W frozen at its start": FROZEN_BOTH | BEST,
-    "W frozen as FA left it": FROZEN_BOTH | {"change": w_of_fa},
-    "W frozen as FA left it at step 500": FROZEN_BOTH | {"change": partial(w_of_fa, steps=500)},
-    "W frozen as FA left it at step 125": FROZEN_BOTH | {"change": partial(w_of_fa, steps=125)},
+    "W frozen at its start": FROZEN | BOTH | BEST,
+    "W frozen as FA left it": FROZEN | BOTH | {"change": w_of_fa},
     "W frozen as FA left it, with another B": FROZEN | {"change": partial(w_of_fa, another_b=True)},
-    "W frozen, random at FA's angle to B": FROZEN | {"change": random_w},
-    "W frozen, random at 45° to B": FROZEN | {"change": partial(random_w, degrees=45.0)},
-    "W frozen, random at 60° to B": FROZEN | {"change": partial(random_w, degrees=60.0)},
+    "W frozen as FA left it at step 512": FROZEN | BOTH | {"change": partial(w_of_fa, steps=512)},
+    "W frozen as FA left it at step 128": FROZEN | BOTH | {"change": partial(w_of_fa, steps=128)},
+    "W frozen, random at 45° to B": FROZEN | {"change": partial(random_w, degrees=45)},
+    "W frozen, random at 60° to B": FROZEN | {"change": partial(random_w, degrees=60)},
     "W free, overlap with B kept at its start": {"change": keep_overlap},
-    "W free, overlap with B kept at zero": {"change": partial(keep_overlap, zero=True)},
+    "W free, all messages kept at 90°": {"change": partial(keep_overlap, zero=True)},
     "W free, overlap with another B kept": {"change": partial(keep_overlap, another_b=True)},
     "W starts as −B": {"change": partial(w_is_b, sign=-1)},
-    "B drawn anew at each step": {"change": partial(other_messages, new_b=True)} | BEST,
-    "messages from random labels": {"change": partial(other_messages, labels=False)} | BEST,
-    "the two together": {"change": partial(other_messages, new_b=True, labels=False)} | BEST,
+    "W starts as B": {"change": w_is_b},
+    "B drawn anew at each step": {"change": new_b} | BEST,
+    "the same, messages from random labels": {"change": partial(new_b, labels=False)} | BEST,
     "learning rate 3e-4": BOTH | {"lr": 3e-4},
     "learning rate 3e-3": BOTH | {"lr": 3e-3},
     "learning rate 0.01": BOTH | {"lr": 0.01},
     "tanh network": DEEP | {"change": deep},
     "tanh network, upper layers frozen": DEEP | {"change": partial(deep, frozen=True)},
     "ReLU network": DEEP | {"change": partial(deep, activation=nn.ReLU)},
-    "learning rate 5e-4, until it learns": WAIT | {"lr": 5e-4},
-    "learning rate 1e-3, until it learns": WAIT,
-    "W starts as B, until it learns": WAIT | {"change": w_is_b},
 }
 
 
-@functools.cache
-def load(data_dir, images):
-    digits = script.Digits("MNIST", *script.load_mnist(Path(data_dir)))
-    train_images, train_labels = digits.train_images[:images], digits.train_labels[:images]
-    return digits._replace(train_images=train_images, train_labels=train_labels)
-
-
-def run(label, data_dir, seeds, epochs, images):
+def run(label, data_dir):
     """Return a control's rows, {column: value} for each seed."""
     torch.set_num_threads(1)  # a process for each core is faster
-    arguments = [f"--epochs={epochs}", "--log-every=1875", "--device=cpu"]
-    options = script.make_parser().parse_args(arguments)
-    digits = load(data_dir, images)
-    return [control(digits, options, seed, **CONTROLS[label]) for seed in seeds]
+    digits = script.Digits("MNIST", *script.load_mnist(Path(data_dir)))
+    return [control(digits, seed, **CONTROLS[label]) for seed in SEEDS]
 
 
-def run_all(data_dir, seeds, epochs=5, images=60_000):
-    """Yield each control's label and rows, in order."""
-    with ProcessPoolExecutor(mp_context=get_context("spawn")) as pool:
-        task = partial(run, data_dir=data_dir, seeds=seeds, epochs=epochs, images=images)
-        yield from zip(CONTROLS, pool.map(task, CONTROLS), strict=True)
+def mean_and_spread(rows, column, digits):
+    """Return the mean of a column ± its sample standard deviation, "" where it has no values."""
+    values = [float(row[column]) for row in rows if row.get(column)]
+    if not values:
+        return ""
+    return f"{statistics.fmean(values):.{digits}f} ± {statistics.stdev(values):.{digits}f}"
 
 
 def table_row(label, rows):
     """Return a control's row of the table, in Markdown."""
-    cells = [label]
-    for column, digits in COLUMNS.items():
-        values = [float(row[column]) for row in rows if row.get(column)]
-        mean, spread = (statistics.fmean(values), statistics.stdev(values)) if values else (0, 0)
-        cells.append(f"{mean:.{digits}f}±{spread:.{digits}f}" if values else "")
-    return "|".join(cells)
+    cells = [mean_and_spread(rows, column, digits) for column, digits in COLUMNS.items()]
+    return "|".join([label, *cells]).replace(" ± ", "±")
 
 
 def main(data_dir="data"):
     print("|".join(["control", *COLUMNS]) + "\n---" + "|---" * len(COLUMNS))
-    with open(Path(__file__).parents[1] / "results" / "controls.csv", "w", newline="") as file:
+    path = Path(__file__).parents[1] / "results" / "controls.csv"
+    with open(path, "w", newline="") as file, ProcessPoolExecutor() as pool:
         writer = csv.DictWriter(file, ["control", "seed", *COLUMNS], lineterminator="\n")
         writer.writeheader()
-        for label, rows in run_all(data_dir, seeds=SEEDS):
+        for label, rows in zip(CONTROLS, pool.map(partial(run, data_dir=data_dir), CONTROLS)):
             rows = [{column: f"{value:.5g}" for column, value in row.items()} for row in rows]
-            for seed, row in zip(SEEDS, rows, strict=True):
+            for seed, row in zip(SEEDS, rows):
                 writer.writerow({"control": label, "seed": seed} | row)
             print(table_row(label, rows), flush=True)
 
