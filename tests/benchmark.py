@@ -41,15 +41,15 @@ def main(data_dir="data"):
     own = script.train(script.matched_networks(options, 0), digits, options, seed=0)
     while next(own)["step"] < STEPS:  # past the early rows
         pass
-    loops, seconds = [own, textbook_rows(script.matched_networks(options, 0).values(), options)], []
+    textbook = textbook_rows(script.matched_networks(options, 0).values(), options)
+    ratios = []
     for _row in range(ROWS):
-        for loop in loops:
-            started = time.perf_counter()
+        times = [time.perf_counter()]
+        for loop in own, textbook:
             next(loop)
-            seconds.append(time.perf_counter() - started)
-    ratio = statistics.median(b / a for a, b in zip(seconds[::2], seconds[1::2], strict=True))
-    print(f"torch {torch.__version__}: the textbook's loop takes {ratio:.2f} times as long,")
-    print(f"{1000 * statistics.median(seconds[::2]) / STEPS:.2f} ms a step is the script's")
+            times.append(time.perf_counter())
+        ratios.append((times[2] - times[1]) / (times[1] - times[0]))
+    print(f"The textbook's loop takes {statistics.median(ratios):.2f} times as long.")
 
 
 if __name__ == "__main__":
