@@ -14,6 +14,7 @@ HEADER = "seed,epoch,step,fa_loss,bp_loss,shallow_loss,fa_error,bp_error,shallow
 HEADER += "message_angle,weight_angle\n"
 SEED_0 = "0,0,0,2,3,4,20,30,40,60,70\n0,0,10,1,2,3,10,20,30,50,60\n"
 SEED_1 = "1,0,0,4,3,4,22,30,40,70,72\n1,0,10,1,2,3,10,20,30,50,62\n"
+SEED_2 = "2,0,0,9,3,4,24,30,40,80,74\n2,0,10,1,2,3,10,20,30,50,64\n"
 CONFIG = {"steps_per_epoch": 10, "hidden": 20, "dataset_used": "MNIST", "lr": 0.5, "momentum": 0.9}
 CONFIG |= {"weight_decay": 0, "batch_size": 32, "init_scale": 1, "freeze_read_out": True}
 
@@ -28,23 +29,23 @@ def write_log(text, name="a", config=CONFIG):
 
 
 def test_draws_each_columns_mean_and_sample_deviation_under_its_name_and_the_settings():
-    rows = SEED_0 + SEED_1 + "0,200,10" + ",1" * 8 + "\n1,200,10" + ",1" * 8 + "\n"
+    rows = SEED_0 + SEED_1 + SEED_2 + "".join(f"{seed},200,10{',1' * 8}\n" for seed in range(3))
     figure = plot_losses.plot(plot_losses.read_log(write_log(HEADER + rows)), CONFIG)
     loss, error, angle = (
         {line.get_label()[:8]: list(line.get_ydata()) for line in ax.lines} for ax in figure.axes
     )
-    assert loss == {"FA (feed": [3, 1, 1], "BP (back": [3, 2, 1], "shallow ": [4, 3, 1]}
-    assert error == {"FA (feed": [21, 10, 1], "BP (back": [30, 20, 1], "shallow ": [40, 30, 1]}
-    assert angle == {"messages": [65, 50, 1], "matrices": [71, 61, 1], "unrelate": [90, 90]}
+    assert loss == {"FA (feed": [5, 1, 1], "BP (back": [3, 2, 1], "shallow ": [4, 3, 1]}
+    assert error == {"FA (feed": [22, 10, 1], "BP (back": [30, 20, 1], "shallow ": [40, 30, 1]}
+    assert angle == {"messages": [70, 50, 1], "matrices": [72, 62, 1], "unrelate": [90, 90]}
     band = figure.axes[0].collections[0].get_paths()[0].vertices[:, 1]
-    assert (band.min(), band.max()) == pytest.approx((1, 3 + 2**0.5))
+    assert (band.min(), band.max()) == pytest.approx((1, 5 + 13**0.5))
     # A loss is drawn amid the updates that were made before its mini-batches: 0 to 9, 10 to 2009.
     at = [{tuple(line.get_xdata()) for line in ax.lines[:2]} for ax in figure.axes]
     assert at == [{(0, 4.5, 1009.5)}, {(0, 10, 2010)}, {(0, 10, 2010)}]
     figure.draw_without_rendering()
     assert {ax.get_xlim() for ax in figure.axes} == {(0, 2010)}
     assert all(ax.get_legend() for ax in figure.axes)
-    for said in "784-20-10 on MNIST", "lr 0.5", "freeze_read_out True", "seeds: 2":
+    for said in "784-20-10 on MNIST", "lr 0.5", "freeze_read_out True", "seeds: 3":
         assert said in figure.get_suptitle()
 
 

@@ -89,6 +89,7 @@ def test_each_network_learns_as_if_trained_alone_on_the_same_mini_batches(small)
             assert angles == pytest.approx((messages.item(), matrices.item()), rel=1e-4)
     assert rows[-1]["bp_error"] < 50  # the stand-in can be learned
     assert script.angle(torch.zeros(2), torch.ones(2)).isnan()  # no message, no angle
+    assert script.angle(torch.tensor([1.0, 0.0]), -torch.ones(2)) == pytest.approx(135)
 
 
 def test_log_and_terminal_hold_what_was_asked_for_and_it_depends_on_nothing_else(small, capsys):
