@@ -74,8 +74,8 @@ class FALinear(nn.Linear):
 
     B^T e is no derivative, so forward mode and second derivatives raise an error. Two cases
     of second derivatives are silently zero instead: nested `torch.func` transforms, and the
-    gradient of what came from a plain sum of the outputs. `torch.export` keeps only the
-    forward pass: an exported program does not learn by feedback alignment.
+    gradient of a gradient of `output.sum()`, where the error is a constant. `torch.export`
+    keeps only the forward pass: an exported program does not learn by feedback alignment.
 
     Attributes:
         weight: W, shape (out_features, in_features), trained.

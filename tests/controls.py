@@ -24,7 +24,8 @@ from fa_linear import FALinear
 
 SEEDS = range(5)
 COLUMNS = {"fa": 1, "bp": 1, "fa early": 2, "bp early": 2, "message": 0, "weight": 0}  # digits
-COLUMNS |= {"least overlap": 2, "least eigenvalue": 2, "start in W": 2, "best read-out": 1}
+COLUMNS |= {"least overlap": 2, "least eigenvalue": 2, "start in W": 2, "length of h": 0}
+COLUMNS |= {"best read-out": 1}
 
 
 def control(digits, seed, change=None, rules=("fa",), best=False, **settings):
@@ -52,6 +53,7 @@ def control(digits, seed, change=None, rules=("fa",), best=False, **settings):
         values["least eigenvalue"] = torch.linalg.eigvals(product).real.min().item()
         values |= {"message": last["message_angle"], "weight": last["weight_angle"]}
         values["start in W"] = ((W * start).sum() / start.square().sum()).item()
+        values["length of h"] = networks["fa"][0](digits.test_images).norm(dim=1).mean().item()
     return values
 
 
@@ -158,8 +160,7 @@ def deep(networks, *_, activation=nn.Tanh, frozen=False):
     networks["deep_bp"].load_state_dict(networks["deep_fa"].state_dict(), strict=False)
 
 
-BOTH, BEST = {"rules": ("fa", "bp")}, {"best": True}
-FROZEN = {"freeze_read_out": True}
+BOTH, BEST, FROZEN = {"rules": ("fa", "bp")}, {"best": True}, {"freeze_read_out": True}
 DEEP = {"rules": (), "epochs": 1, "lr": 0.01, "batch_size": 64}
 CONTROLS = {
     "nothing": BOTH | BEST,

@@ -77,7 +77,7 @@ def test_the_figures_in_the_sentences_are_those_of_the_files():
         f"first falls from {mean(start, 'message_angle', 0)}° to {mean(end, 'message_angle', 0)}°",
         f"second from {mean(start, 'weight_angle', 0)}° to {mean(end, 'weight_angle', 0)}°",
         f"still {mean(nothing, 'fa early', 2)}, BP's {mean(nothing, 'bp early', 2)}.",
-        f"FA's is {mean(from_b, 'fa early', 2)} then",
+        f"FA's mean loss is then {mean(from_b, 'fa early', 2)}.",
         f"climbs from {mean(run('frozen-read-out', 0, 0), 'fa_loss')} to over 1,000",
         f"misclassifies {mean(CONTROLS['hidden layer frozen (shallow)'], 'best read-out')} %",
         f"the messages end at {mean(CONTROLS['W starts as −B'], 'message', 0)}°",

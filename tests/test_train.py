@@ -96,9 +96,8 @@ def test_log_and_terminal_hold_what_was_asked_for_and_it_depends_on_nothing_else
     run("--out=both", "--seeds", "1", "1234567", "1")
     output = capsys.readouterr().out
     run("--seeds=1234567")
-    folders = Path("both"), *Path("runs").iterdir()
-    logs = [(folder / "losses.csv").read_text().splitlines() for folder in folders]
-    both, one = (list(csv.DictReader(log)) for log in logs)
+    paths = Path("both/losses.csv"), next(Path("runs").glob("*/losses.csv"))
+    both, one = (list(csv.DictReader(path.read_text().splitlines())) for path in paths)
     assert [row["seed"] for row in both] == ["1"] * 6 + ["1234567"] * 6
     assert both[6:] == one
     options, networks = matched("--seeds=1234567")
