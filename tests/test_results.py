@@ -113,7 +113,7 @@ def test_the_readmes_examples_do_what_is_said():
     assert BLOCKS[3].split("#")[0].strip() in (RESULTS.parent / "fa_linear.py").read_text()
 
 
-def test_w_learns_but_its_overlap_with_b_stays_for_every_error(small):
+def test_w_learns_but_its_overlap_with_b_stays_for_every_error_and_by_the_least_change(small):
     options = script.make_parser().parse_args(["--device=cpu", "--epochs=5", "--lr=0.01"])
     for zero in False, True:
         networks = script.matched_networks(options, seed=0)
@@ -124,6 +124,10 @@ def test_w_learns_but_its_overlap_with_b_stays_for_every_error(small):
         list(script.train(networks, small, options, seed=0))
         torch.testing.assert_close(((e @ W) * (e @ B)).sum(dim=1), kept, rtol=0, atol=1e-4)
         assert (W - start).norm() > 0.3 * start.norm()
+    before = W.data.normal_().clone()
+    networks["fa"](small.test_images)
+    outside_bs_rows = (W.detach() - before) @ (torch.eye(20) - torch.linalg.pinv(B) @ B)
+    assert outside_bs_rows.abs().max() < 1e-4 < (W - before).abs().max()  # the change is L B
 
 
 def test_each_control_still_learns_or_fails_as_in_the_table(mnist_dir):

@@ -48,8 +48,8 @@ def test_fa_with_feedback_tied_to_the_weights_is_bp(small):
     options, networks = matched("--log-every=1")
     networks["fa"][1].feedback = networks["fa"][1].weight.detach()  # the same numbers in memory
     rows = list(script.train(networks, small, options, seed=0))
-    assert all(row["fa_loss"] == row["bp_loss"] for row in rows)
-    assert all(row["fa_error"] == row["bp_error"] for row in rows)
+    for row in rows:
+        assert (row["fa_loss"], row["fa_error"]) == (row["bp_loss"], row["bp_error"])
     assert rows[-1]["fa_loss"] < rows[0]["fa_loss"]
 
 
@@ -60,14 +60,14 @@ def test_each_network_learns_as_if_trained_alone_on_the_same_mini_batches(small)
     # Rows: before any update, at early powers of two, every 6 steps, at each epoch's last.
     places = [(0, 0), (0, 1), (0, 2), (0, 4), (0, 6), (0, 10), (1, 6), (1, 10)]
     assert [(row["epoch"], row["step"]) for row in rows] == places
-    digits, settings = small, {"momentum": 0.7, "nesterov": True, "weight_decay": 0.1}
+    settings = {"momentum": 0.7, "nesterov": True, "weight_decay": 0.1}
     for rule, network in alone.items():
         optimizer, losses = torch.optim.SGD(network.parameters(), lr=0.02, **settings), []
         generator = torch.Generator().manual_seed(5)
         for _epoch in range(2):
             for batch in torch.randperm(300, generator=generator).split(32):
-                outputs = network(digits.train_images[batch])
-                loss = F.cross_entropy(outputs, digits.train_labels[batch])
+                outputs = network(small.train_images[batch])
+                loss = F.cross_entropy(outputs, small.train_labels[batch])
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()
@@ -78,11 +78,11 @@ def test_each_network_learns_as_if_trained_alone_on_the_same_mini_batches(small)
         torch.testing.assert_close(list(network.parameters()), list(together[rule].parameters()))
         assert losses[0] == rows[0]["fa_loss"]  # a matched start
         W0, b0, W, b = network.parameters()
-        y = (digits.test_images @ W0.T + b0) @ W.T + b
-        wrong = [int(a.argmax()) != int(t) for a, t in zip(y, digits.test_labels, strict=True)]
+        y = (small.test_images @ W0.T + b0) @ W.T + b
+        wrong = [int(a.argmax()) != int(t) for a, t in zip(y, small.test_labels, strict=True)]
         assert rows[-1][f"{rule}_error"] == pytest.approx(100 * statistics.fmean(wrong))
         if rule == "fa":
-            B, e = network[1].feedback, y.softmax(dim=1) - torch.eye(10)[digits.test_labels]
+            B, e = network[1].feedback, y.softmax(dim=1) - torch.eye(10)[small.test_labels]
             messages = F.cosine_similarity(e @ B, e @ W).acos().rad2deg().mean()
             matrices = F.cosine_similarity(B.flatten(), W.flatten(), dim=0).acos().rad2deg()
             angles = rows[-1]["message_angle"], rows[-1]["weight_angle"]
@@ -101,8 +101,7 @@ def test_log_and_terminal_hold_what_was_asked_for_and_it_depends_on_nothing_else
     assert [row["seed"] for row in both] == ["1"] * 6 + ["1234567"] * 6
     assert both[6:] == one
     options, networks = matched("--seeds=1234567")
-    trained = script.train(networks, small, options, seed=1234567)
-    for logged, row in zip(one, trained, strict=True):
+    for logged, row in zip(one, script.train(networks, small, options, 1234567), strict=True):
         assert list(logged) == ["seed", *row]
         assert [float(logged[name]) for name in row] == pytest.approx(list(row.values()), rel=1e-5)
     config = json.loads(Path("both/config.json").read_text())
@@ -156,14 +155,12 @@ def test_mnist_is_normalised_and_damaged_files_stop_the_run(small, monkeypatch, 
     for images, labels in zip(digits[1::2], digits[2::2], strict=True):
         expected = (labels[:, None].expand(-1, 784) / 255 - 0.1307) / 0.3081
         torch.testing.assert_close(images, expected)
-    for file in raw.iterdir():
+    for file in sorted(raw.iterdir()):
         intact = file.read_bytes()
         part = "t10k" if file.name.startswith("train") else "train"
         other = file.with_name(part + file.name[file.name.index("-") :]).read_bytes()
         for damaged in intact[:-1], other, None:
-            file.write_bytes(damaged or b"")
-            if damaged is None:
-                file.unlink()
+            file.unlink() if damaged is None else file.write_bytes(damaged)
             refuse(["--dataset=auto"], capsys, "data/MNIST is damaged or incomplete; delete it")
         file.write_bytes(intact)
 
