@@ -15,15 +15,22 @@ torch.set_num_threads(1)  # more gain nothing on networks this small
 
 
 @pytest.fixture
-def small(monkeypatch, tmp_path):
-    """An empty folder to work in, and data sets of 300 + 100 images; returns the stand-in."""
-    monkeypatch.setattr(script, "TRAIN_SIZE", 300)
-    monkeypatch.setattr(script, "TEST_SIZE", 100)
+def folder(monkeypatch, tmp_path):
+    """An empty folder, to work in."""
     monkeypatch.chdir(tmp_path)
-    return script.load_digits("synthetic", None, "cpu")
+    return tmp_path
 
 
-@pytest.fixture
-def mnist_dir():
-    """The folder of MNIST itself, for the tests that need it."""
-    return os.environ.get("MNIST_DIR") or pytest.skip("MNIST_DIR does not name MNIST's folder")
+@pytest.fixture(scope="session")
+def small():
+    """300 + 100 random patterns, so that an epoch has ten mini-batches of 32."""
+    return script.random_patterns(300, 100)
+
+
+@pytest.fixture(scope="session")
+def mnist():
+    """MNIST itself, for the tests that need it."""
+    folder = os.environ.get("MNIST_DIR")
+    if not folder:
+        pytest.skip("MNIST_DIR does not name MNIST's folder")
+    return script.read_data(Path(folder))

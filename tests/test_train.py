@@ -1,196 +1,323 @@
-"""The comparison is matched, measures what it says, and loses nothing."""
+"""The comparison is matched, trains as a textbook would, and measures what it says."""
 
-import csv
+import argparse
 import itertools
-import json
-import re
-import socket
 import statistics
-from pathlib import Path
+from collections import OrderedDict
 
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-import plot_losses
 import train_fa_vs_bp_linear_model as script
+from fa_linear import FALinear
 
-SMALL = ["--dataset=synthetic", "--epochs=1", "--hidden=16", "--log-every=4", "--device=cpu"]
-
-
-def matched(*arguments):
-    """Return the options that these arguments give, and matched networks of the first seed."""
-    options = script.make_parser().parse_args([*SMALL, *arguments])
-    return options, script.matched_networks(options, options.seeds[0])
+RULES = pytest.mark.parametrize("rule", ["fa", "bp", "shallow"])
 
 
-def run(*arguments):
-    return script.main([*SMALL, *arguments])
+def options_of(*arguments) -> argparse.Namespace:
+    return script.make_parser().parse_args(["--device=cpu", "--hidden=16", *arguments])
+
+
+def matched(data, *arguments, seed=3):
+    """Return the networks that these arguments give."""
+    return script.matched_networks(data, options_of(*arguments), seed)
+
+
+def learning_parameters(network):
+    return [name for name, parameter in network.named_parameters() if parameter.requires_grad]
+
+
+def change_networks(monkeypatch, **more_layers):
+    """Let every network have more layers, between the hidden one and the read-out."""
+
+    def build_network(data, hidden, upper):
+        layers = {"hidden": nn.Linear(784, hidden)}
+        for name, make_layer in more_layers.items():
+            layers[name] = make_layer(upper)
+        return nn.Sequential(OrderedDict(layers | {"read_out": upper(hidden, data.classes)}))
+
+    monkeypatch.setattr(script, "build_network", build_network)
+
+
+# Matched networks
+
+
+@RULES
+@pytest.mark.parametrize("scale", [1.0, 0.1])
+def test_networks_start_with_pytorchs_own_weights_times_init_scale(small, rule, scale):
+    torch.manual_seed(3)
+    hidden, _feedback, read_out = nn.Linear(784, 16), nn.Linear(16, 10), nn.Linear(16, 10)
+    expected = [scale * parameter for parameter in [*hidden.parameters(), *read_out.parameters()]]
+    network = matched(small, f"--init-scale={scale}")[rule]
+    torch.testing.assert_close(list(network.parameters()), expected)
 
 
 @pytest.mark.parametrize("scale", [1.0, 0.1])
-def test_networks_start_equal_as_pytorch_starts_and_those_layers_learn_that_should(scale):
+def test_the_feedback_is_drawn_as_a_weight_is_and_not_scaled(small, scale):
     torch.manual_seed(3)
-    hidden, feedback, read_out = nn.Linear(784, 16), nn.Linear(16, 10), nn.Linear(16, 10)
-    start = [scale * parameter for parameter in [*hidden.parameters(), *read_out.parameters()]]
-    _, networks = matched("--seeds=3", f"--init-scale={scale}")
-    for network in networks.values():
-        torch.testing.assert_close(list(network.parameters()), start)
-    assert torch.equal(networks["fa"][1].feedback, feedback.weight)
-    learn = [p.requires_grad for p in networks.parameters()]  # W0, b0, W, b of each
-    assert learn == [True] * 8 + [False, False, True, True]  # fa, bp, shallow
-    learn = [p.requires_grad for p in matched("--freeze-read-out")[1].parameters()]
-    assert learn == [True, True, False, False] * 2  # fa, bp
+    _hidden, feedback = nn.Linear(784, 16), nn.Linear(16, 10)
+    networks = matched(small, f"--init-scale={scale}")
+    assert torch.equal(networks["fa"].read_out.feedback, feedback.weight)
+
+
+def test_networks_are_fa_bp_and_shallow(small):
+    layers = {rule: type(network.read_out) for rule, network in matched(small).items()}
+    assert layers == {"fa": FALinear, "bp": nn.Linear, "shallow": nn.Linear}
+
+
+def test_in_shallow_only_the_read_out_learns(small):
+    networks = matched(small)
+    everything = ["hidden.weight", "hidden.bias", "read_out.weight", "read_out.bias"]
+    assert learning_parameters(networks["fa"]) == everything
+    assert learning_parameters(networks["bp"]) == everything
+    assert learning_parameters(networks["shallow"]) == everything[2:]
+
+
+def test_freeze_read_out_lets_only_the_hidden_layer_learn_and_leaves_shallow_out(small):
+    networks = matched(small, "--freeze-read-out")
+    learning = {rule: learning_parameters(network) for rule, network in networks.items()}
+    hidden = ["hidden.weight", "hidden.bias"]
+    assert learning == {"fa": hidden, "bp": hidden}
+
+
+def test_with_a_relu_added_freeze_read_out_still_freezes_the_read_out(small, monkeypatch):
+    change_networks(monkeypatch, relu=lambda _upper: nn.ReLU())
+    networks = matched(small, "--freeze-read-out")
+    assert learning_parameters(networks["fa"]) == ["hidden.weight", "hidden.bias"]
+
+
+def test_with_a_second_hidden_layer_shallow_still_trains_the_read_out_alone(small, monkeypatch):
+    change_networks(monkeypatch, second=lambda upper: upper(16, 16))
+    networks = matched(small)
+    assert learning_parameters(networks["shallow"]) == ["read_out.weight", "read_out.bias"]
+    assert torch.equal(networks["fa"].second.weight, networks["bp"].second.weight)
+    assert not torch.equal(networks["fa"].second.feedback, networks["fa"].read_out.feedback[:1])
+
+
+def test_a_network_that_the_others_weights_do_not_fit_is_an_error(small, monkeypatch):
+    change_networks(
+        monkeypatch, norm=lambda upper: nn.LayerNorm(16) if upper is FALinear else nn.ReLU()
+    )
+    with pytest.raises(RuntimeError, match="norm.weight"):
+        matched(small)
+
+
+def test_another_data_set_has_its_own_numbers_of_pixels_and_classes():
+    images, labels = torch.randn(40, 64), torch.arange(40) % 4
+    networks = matched(script.DataSet("own", 4, images, labels, images, labels))
+    assert [tuple(p.shape) for p in networks["bp"].parameters()] == [(16, 64), (16,), (4, 16), (4,)]
+
+
+# The training loop. The reference trains a network alone, by PyTorch's own means.
+
+SETTINGS = ["--lr=0.02", "--momentum=0.7", "--weight-decay=0.1", "--epochs=2", "--log-every=6"]
+PLACES = [(0, 0), (0, 1), (0, 2), (0, 4), (0, 6), (0, 10), (1, 6), (1, 10)]  # epoch, step
+
+
+@pytest.fixture(scope="module")
+def trained(small):
+    """Return networks trained with SETTINGS, and the rows."""
+    networks = matched(small, *SETTINGS, seed=5)
+    rows = list(script.train(networks, small, options_of(*SETTINGS), seed=5))
+    return networks, rows
+
+
+def train_alone(network, data, lr, epochs, **settings):
+    """Train a network by itself; return the loss of each mini-batch before its update."""
+    optimizer = torch.optim.SGD(network.parameters(), lr, **settings)
+    generator = torch.Generator().manual_seed(5)
+    losses = []
+    for _epoch in range(epochs):
+        for batch in torch.randperm(300, generator=generator).split(32):
+            loss = F.cross_entropy(network(data.train_images[batch]), data.train_labels[batch])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            losses.append(loss.item())
+    return losses
+
+
+@pytest.fixture(scope="module")
+def reference(small):
+    """Return networks trained alone, and their losses: {rule: network}, {rule: losses}."""
+    networks, losses = matched(small, seed=5), {}
+    settings = {"momentum": 0.7, "nesterov": True, "weight_decay": 0.1}
+    for rule, network in networks.items():
+        losses[rule] = train_alone(network, small, lr=0.02, epochs=2, **settings)
+    return networks, losses
+
+
+def test_rows_stand_at_step_0_at_early_powers_of_two_every_log_every_steps_and_at_ends(trained):
+    _, rows = trained
+    assert [(row["epoch"], row["step"]) for row in rows] == PLACES
+
+
+@RULES
+def test_each_network_ends_as_if_it_was_trained_alone(trained, reference, rule):
+    (networks, _), (alone, _) = trained, reference
+    expected = list(alone[rule].parameters())
+    torch.testing.assert_close(list(networks[rule].parameters()), expected)
+
+
+@RULES
+def test_the_row_of_step_0_has_the_first_mini_batchs_loss_before_any_update(
+    trained, reference, rule
+):
+    (_, rows), (_, losses) = trained, reference
+    assert rows[0][f"{rule}_loss"] == pytest.approx(losses[rule][0], rel=1e-5)
+
+
+@RULES
+def test_a_rows_loss_is_the_mean_over_the_steps_since_the_row_before(trained, reference, rule):
+    (_, rows), (_, losses) = trained, reference
+    own_losses = iter(losses[rule])
+    for row, steps in zip(rows[1:], [1, 1, 2, 2, 4, 6, 4], strict=True):
+        expected = statistics.fmean(itertools.islice(own_losses, steps))
+        assert row[f"{rule}_loss"] == pytest.approx(expected, rel=1e-4)
+
+
+def test_all_networks_have_the_same_loss_at_step_0(trained):
+    _, rows = trained
+    assert rows[0]["fa_loss"] == rows[0]["bp_loss"] == rows[0]["shallow_loss"]
+
+
+def test_a_row_holds_place_losses_errors_and_angles_in_this_order(trained):
+    _, rows = trained
+    errors = ["fa_error", "bp_error", "shallow_error"]
+    losses = ["fa_loss", "bp_loss", "shallow_loss"]
+    angles = ["message_angle", "weight_angle"]
+    assert list(rows[0]) == ["epoch", "step", *losses, *errors, *angles]
+
+
+def test_a_rows_measures_are_numbers(trained):
+    _, rows = trained
+    assert {type(value) for value in list(rows[0].values())[2:]} == {float}
+
+
+def test_momentum_0_is_plain_sgd(small):
+    networks, alone = matched(small), matched(small)["bp"]
+    options = options_of("--momentum=0", "--weight-decay=0", "--lr=0.1", "--epochs=1")
+    list(script.train(networks, small, options, seed=5))
+    train_alone(alone, small, lr=0.1, epochs=1)
+    torch.testing.assert_close(list(networks["bp"].parameters()), list(alone.parameters()))
 
 
 def test_fa_with_feedback_tied_to_the_weights_is_bp(small):
-    options, networks = matched("--log-every=1")
-    networks["fa"][1].feedback = networks["fa"][1].weight.detach()  # the same numbers in memory
+    networks = matched(small)
+    read_out = networks["fa"].read_out
+    read_out.feedback = read_out.weight.detach()  # the same numbers in memory
+    options = options_of("--epochs=1", "--log-every=1")
     rows = list(script.train(networks, small, options, seed=0))
-    for row in rows:
-        assert (row["fa_loss"], row["fa_error"]) == (row["bp_loss"], row["bp_error"])
+    assert [row["fa_loss"] for row in rows] == [row["bp_loss"] for row in rows]
     assert rows[-1]["fa_loss"] < rows[0]["fa_loss"]
 
 
-def test_each_network_learns_as_if_trained_alone_on_the_same_mini_batches(small):
-    changed = "--seeds=5 --lr=0.02 --momentum=0.7 --weight-decay=0.1 --epochs=2 --log-every=6"
-    (options, together), (_, alone) = matched(*changed.split()), matched("--seeds=5")
-    rows = list(script.train(together, small, options, seed=5))
-    # Rows: before any update, at early powers of two, every 6 steps, at each epoch's last.
-    places = [(0, 0), (0, 1), (0, 2), (0, 4), (0, 6), (0, 10), (1, 6), (1, 10)]
-    assert [(row["epoch"], row["step"]) for row in rows] == places
-    settings = {"momentum": 0.7, "nesterov": True, "weight_decay": 0.1}
-    for rule, network in alone.items():
-        optimizer, losses = torch.optim.SGD(network.parameters(), lr=0.02, **settings), []
-        generator = torch.Generator().manual_seed(5)
-        for _epoch in range(2):
-            for batch in torch.randperm(300, generator=generator).split(32):
-                outputs = network(small.train_images[batch])
-                loss = F.cross_entropy(outputs, small.train_labels[batch])
-                optimizer.zero_grad()
-                loss.backward()
-                optimizer.step()
-                losses.append(loss.item())
-        steps = itertools.pairwise([0, 1, 2, 4, 6, 10, 16, 20])
-        means = [losses[0], *(statistics.fmean(losses[a:b]) for a, b in steps)]
-        assert [row[f"{rule}_loss"] for row in rows] == pytest.approx(means, rel=1e-4)
-        torch.testing.assert_close(list(network.parameters()), list(together[rule].parameters()))
-        assert losses[0] == rows[0]["fa_loss"]  # a matched start
-        W0, b0, W, b = network.parameters()
-        y = (small.test_images @ W0.T + b0) @ W.T + b
-        wrong = [int(a.argmax()) != int(t) for a, t in zip(y, small.test_labels, strict=True)]
-        assert rows[-1][f"{rule}_error"] == pytest.approx(100 * statistics.fmean(wrong))
-        if rule == "fa":
-            B, e = network[1].feedback, y.softmax(dim=1) - torch.eye(10)[small.test_labels]
-            messages = F.cosine_similarity(e @ B, e @ W).acos().rad2deg().mean()
-            matrices = F.cosine_similarity(B.flatten(), W.flatten(), dim=0).acos().rad2deg()
-            angles = rows[-1]["message_angle"], rows[-1]["weight_angle"]
-            assert angles == pytest.approx((messages.item(), matrices.item()), rel=1e-4)
-    assert rows[-1]["bp_error"] < 50  # the stand-in can be learned
-    assert script.angle(torch.zeros(2), torch.ones(2)).isnan()  # no message, no angle
-    assert script.angle(torch.tensor([1.0, 0.0]), -torch.ones(2)) == pytest.approx(135)
+def test_the_order_of_the_images_is_the_seeds(small):
+    options = options_of("--epochs=1", "--log-every=1")
+    losses = {}
+    for seed in 0, 1:
+        rows = script.train(matched(small), small, options, seed)
+        losses[seed] = [row["bp_loss"] for row in rows]
+    assert losses[0] != pytest.approx(losses[1], rel=1e-3)
 
 
-def test_log_and_terminal_hold_what_was_asked_for_and_it_depends_on_nothing_else(small, capsys):
-    run("--out=both", "--seeds", "1", "1234567", "1")
-    output = capsys.readouterr().out
-    run("--seeds=1234567")
-    paths = Path("both/losses.csv"), next(Path("runs").glob("*/losses.csv"))
-    both, one = (list(csv.DictReader(path.read_text().splitlines())) for path in paths)
-    assert [row["seed"] for row in both] == ["1"] * 6 + ["1234567"] * 6
-    assert both[6:] == one
-    options, networks = matched("--seeds=1234567")
-    for logged, row in zip(one, script.train(networks, small, options, 1234567), strict=True):
-        assert list(logged) == ["seed", *row]
-        assert [float(logged[name]) for name in row] == pytest.approx(list(row.values()), rel=1e-5)
-    config = json.loads(Path("both/config.json").read_text())
-    assert (config["seeds"], config["steps_per_epoch"]) == ([1, 1234567], 10)
-    assert "Data: random patterns (not MNIST). Device: cpu. An epoch has 10 steps." in output
-    for name in list(row)[2:]:
-        ends = [float(both[end][name]) for end in (5, 11)]
-        mean, deviation = re.search(rf"^{name} +(\S+) ± (\S+)$", output, re.MULTILINE).groups()
-        assert float(mean) == pytest.approx(statistics.fmean(ends), rel=1e-3)
-        assert float(deviation) == pytest.approx(statistics.stdev(ends), rel=0.1)
+def test_random_patterns_can_be_learned(trained):
+    _, rows = trained
+    assert rows[-1]["bp_error"] < 50 < rows[0]["bp_error"]
 
 
-def refuse(arguments, capsys, culprit):
-    """Bad input gets status 2 and, below the usage, a line that names it; nothing is made."""
-    before = set(Path().rglob("*"))
-    with pytest.raises(SystemExit, match="2"):
-        run(*arguments)
-    assert culprit in capsys.readouterr().err.splitlines()[-1]
-    assert set(Path().rglob("*")) == before
+def test_a_fourth_rule_is_logged_by_its_name(small):
+    networks = matched(small)
+    networks["fourth"] = script.build_network(small, 16, FALinear)
+    row = next(script.train(networks, small, options_of(), seed=0))
+    assert {"fourth_loss", "fourth_error"} <= row.keys()
 
 
-@pytest.mark.parametrize("answers", [True, False])
-def test_where_the_download_fails_patterns_stand_in(small, monkeypatch, capsys, answers):
-    patience = socket.setdefaulttimeout
-    monkeypatch.setattr(socket, "setdefaulttimeout", lambda seconds: patience(seconds / 20))
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        address = f"http://127.0.0.1:{server.getsockname()[1]}/"
-        monkeypatch.setattr(script.MNIST, "mirrors", [address])
-        if answers:
-            server.close()  # by a refusal
-        digits = script.load_digits("auto", Path("data"), "cpu")
-        assert "no figure below is MNIST's" in capsys.readouterr().err
-        refuse(["--dataset=mnist"], capsys, "no MNIST in data")
-    patience(None)
-    assert digits.name == "random patterns (not MNIST)"
-    assert all(map(torch.equal, digits[1:], small[1:]))  # the same every time
+@pytest.mark.parametrize("value", [1.5, torch.tensor(1.5)], ids=["float", "tensor"])
+def test_a_measure_may_be_a_number_or_a_tensor(small, monkeypatch, value):
+    monkeypatch.setattr(script, "measure", lambda *_: {"own": value})
+    row = next(script.train(matched(small), small, options_of(), seed=0))
+    assert row["own"] == 1.5
 
 
-def test_mnist_is_normalised_and_damaged_files_stop_the_run(small, monkeypatch, capsys):
-    monkeypatch.setattr(script.MNIST, "mirrors", [])
-    raw = Path("data/MNIST/raw")
-    raw.mkdir(parents=True)
-    for name, size in ("train", 300), ("t10k", 100):
-        sizes = [n.to_bytes(4, "big") for n in (size, 28, 28)]
-        labels = bytes(i % 10 for i in range(size))
-        images = b"".join(bytes([label] * 784) for label in labels)
-        (raw / f"{name}-images-idx3-ubyte").write_bytes(b"\0\0\b\3" + b"".join(sizes) + images)
-        (raw / f"{name}-labels-idx1-ubyte").write_bytes(b"\0\0\b\1" + sizes[0] + labels)
-    digits = script.load_digits("auto", Path("data"), "cpu")
-    assert digits.name == "MNIST"
-    for images, labels in zip(digits[1::2], digits[2::2], strict=True):
-        expected = (labels[:, None].expand(-1, 784) / 255 - 0.1307) / 0.3081
-        torch.testing.assert_close(images, expected)
-    for file in sorted(raw.iterdir()):
-        intact = file.read_bytes()
-        part = "t10k" if file.name.startswith("train") else "train"
-        other = file.with_name(part + file.name[file.name.index("-") :]).read_bytes()
-        for damaged in intact[:-1], other, None:
-            file.unlink() if damaged is None else file.write_bytes(damaged)
-            refuse(["--dataset=auto"], capsys, "data/MNIST is damaged or incomplete; delete it")
-        file.write_bytes(intact)
+@pytest.mark.parametrize(
+    ("epoch", "step", "due"),
+    [
+        pytest.param(0, 8, True, id="early power of two"),
+        pytest.param(0, 9, False, id="early, no power of two"),
+        pytest.param(1, 8, False, id="power of two, second epoch"),
+        pytest.param(0, 128, False, id="power of two above log_every"),
+        pytest.param(0, 100, True, id="log_every"),
+        pytest.param(1, 300, True, id="multiple of log_every, second epoch"),
+        pytest.param(1, 345, True, id="last of an epoch"),
+        pytest.param(1, 344, False, id="last but one"),
+    ],
+)
+def test_row_is_due(epoch, step, due):
+    assert script.row_is_due(epoch, step, last_step=345, log_every=100) == due
 
 
-BAD_OPTIONS = """--epochs=0 --epochs=1.5 --lr=0 --lr=-1 --lr=nan --lr=inf --batch-size=0 --hidden=0
-    --momentum=1 --weight-decay=-1 --init-scale=0 --log-every=0 --seeds=x --dataset=cifar
-    --out=file --out=run --out=/proc/run"""
+# What is measured
 
 
-def test_what_makes_no_sense_is_refused_and_leaves_nothing(small, capsys):
-    Path("file").write_text("a file")
-    Path("run").mkdir()
-    for option in BAD_OPTIONS.split():
-        refuse([option], capsys, f"argument {option.partition('=')[0]}: ")
-    for device in "gpu", "cuda:99":
-        refuse([f"--device={device}"], capsys, "error: ")
-    refuse(["--data-dir=file", "--dataset=auto"], capsys, "no MNIST in file")
+def test_a_test_error_is_the_percentage_of_misclassified_test_images(small):
+    networks = matched(small)
+    outputs = networks["bp"](small.test_images)
+    wrong = [int(y.argmax()) != int(t) for y, t in zip(outputs, small.test_labels, strict=True)]
+    measured = script.measure(networks, small)["bp_error"]
+    assert float(measured) == pytest.approx(100 * statistics.fmean(wrong))
 
 
-def test_a_run_that_is_interrupted_has_kept_each_row_and_says_so(small, monkeypatch, capsys):
-    measure, calls = script.measure, itertools.count()
+def messages(network, data):
+    """Return B^T e and W^T e, an image a row."""
+    probabilities = network(data.test_images).softmax(dim=1)
+    one_hot = torch.eye(10)[data.test_labels]
+    e = probabilities - one_hot
+    return e @ network.read_out.feedback, e @ network.read_out.weight
 
-    def interrupted(*arguments):
-        if next(calls) == 4:
-            log = Path("run/losses.csv").read_text().splitlines()
-            assert len(log) == 1 + 4  # on disk as soon as they are there
-            raise KeyboardInterrupt
-        return measure(*arguments)
 
-    monkeypatch.setattr(script, "measure", interrupted)
-    assert run("--out=run", "--epochs=2") == 130
-    assert capsys.readouterr().err == "\nInterrupted. All rows so far are in run/losses.csv.\n"
-    plot_losses.main(["run"])
+def test_message_angle_is_the_mean_angle_of_both_messages_over_the_test_images(small):
+    networks = matched(small)
+    cosines = F.cosine_similarity(*messages(networks["fa"], small))
+    expected = cosines.acos().rad2deg().mean().item()
+    measured = script.measure(networks, small)["message_angle"]
+    assert float(measured) == pytest.approx(expected, rel=1e-4)
+
+
+def test_message_angle_leaves_out_an_image_without_error(small):
+    networks = matched(small)
+    with torch.no_grad():
+        networks["fa"].read_out.bias[0] = 1000  # certain of class 0, and right about some images
+    angles = script.angle(*messages(networks["fa"], small))
+    measured = script.measure(networks, small)["message_angle"]
+    assert 0 < angles.isnan().sum() < len(angles)
+    assert float(measured) == pytest.approx(angles[~angles.isnan()].mean().item())
+
+
+def test_weight_angle_is_that_between_both_matrices_as_vectors(small):
+    networks = matched(small)
+    read_out = networks["fa"].read_out
+    cosine = F.cosine_similarity(read_out.weight.flatten(), read_out.feedback.flatten(), dim=0)
+    measured = script.measure(networks, small)["weight_angle"]
+    assert float(measured) == pytest.approx(cosine.acos().rad2deg().item(), rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "degrees"),
+    [
+        pytest.param([1.0, 0.0], [1.0, 1.0], 45, id="45"),
+        pytest.param([1.0, 0.0], [-2.0, -2.0], 135, id="135"),
+        pytest.param([0.1, 0.3, 0.7], [-0.1, -0.3, -0.7], 180, id="opposite"),
+        pytest.param([0.0, 0.0], [1.0, 1.0], float("nan"), id="no vector, no angle"),
+    ],
+)
+def test_angle(a, b, degrees):
+    measured = script.angle(torch.tensor(a), torch.tensor(b))
+    assert float(measured) == pytest.approx(degrees, abs=0.05, nan_ok=True)
+
+
+def test_angle_never_leaves_0_to_180_degrees_by_rounding():
+    vectors = torch.randn(1000, 20)
+    assert not script.angle(vectors, -vectors).isnan().any()
