@@ -1,96 +1,234 @@
 """Plot what a run of train_fa_vs_bp_linear_model.py logged.
 
-A panel each for training losses, test errors and FA's two angles. Lines are means over the seeds,
-bands ± one sample standard deviation. The steps' axis is logarithmic: alignment happens early.
+Panels for the training losses, the test errors and FA's angles: lines are means over the seeds,
+bands ± one sample standard deviation. The steps' axis is logarithmic, since alignment happens
+early. Below them, for the first seed: the entries of W against those of B, at the start and at the
+end, a dot for each connection from a hidden unit to an output.
 """
 
 import argparse
+import csv
 import json
+import os
 import sys
+import textwrap
 from pathlib import Path
+from zipfile import BadZipFile
+
+os.environ["MPLBACKEND"] = "agg"  # what a notebook names here need not be installed; nor is it used
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-PANELS = {  # title and label of the vertical axis; the log's columns are named LINE_PANEL
-    "loss": ("Training loss", "cross-entropy (nats)"),
-    "error": ("Test error", "misclassified (%)"),
-    "angle": ("FA's alignment", "angle (degrees)"),
-}
 # Colour-blind readers can tell these apart (Okabe and Ito 2008). Wide lines show below thin ones.
-LINES = {
+STYLES = {
     "fa": {"label": "FA (feedback alignment)", "color": "#56B4E9", "linewidth": 4},
     "bp": {"label": "BP (backpropagation)", "color": "#D55E00", "linestyle": "--"},
     "shallow": {"label": "shallow (hidden layer frozen)", "color": "black", "linestyle": ":"},
     "message": {"label": "messages: Bᵀe and Wᵀe", "color": "#CC79A7", "linewidth": 4},
     "weight": {"label": "matrices: B and W", "color": "#009E73", "linestyle": "--"},
 }
+QUANTITIES = "loss", "error", "angle"  # the log's columns are named NAME_QUANTITY
+ARRAYS = "feedback", "weight_at_start", "weight_at_end"  # B and W in fa_read_out.npz
+Log = dict[str, np.ndarray]  # {column: values, shape (seeds, rows)}
+
+
+class UnreadableRun(Exception):
+    """A file of a run is not as the training script writes it; the message names the file."""
 
 
 def find_log(run: Path) -> Path:
     """Return the CSV that `run` is or holds, or of the runs in the folder `run` the newest."""
-    logs = [run] if run.is_file() else [*run.glob("losses.csv"), *run.glob("*/losses.csv")]
+    if run.is_file():
+        return run
+    logs = [*run.glob("losses.csv"), *run.glob("*/losses.csv")]
     if not logs:
-        raise ValueError("no run here; train one, or name its folder")
+        raise UnreadableRun(f"{run}: no run here; train one, or name its folder")
     return max(logs, key=lambda log: (log.stat().st_mtime_ns, log))
 
 
-def read_log(path: Path) -> np.ndarray:
-    """Return the log, shape (seeds, rows), by column; say what is left out of a stopped run's."""
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    if lines and not lines[-1].endswith("\n"):
-        print(f"{path}: left out the last line, which is cut: {lines.pop()}", file=sys.stderr)
-    columns = "".join(lines[:1]).strip().split(",")
-    if len(lines) < 2 or not {"seed", "epoch", "step", "fa_loss"} <= set(columns):
-        raise ValueError(f"no log with a row to plot; its columns are {columns}")
-    table = np.loadtxt(lines[1:], [(name, float) for name in columns], delimiter=",", ndmin=1)
-    table.sort(order=["seed", "epoch", "step"])
-    seeds, rows = np.unique(table["seed"], return_counts=True)
-    for seed in seeds[rows < rows.max()]:
-        print(f"{path}: left out seed {seed:.0f}, which has fewer rows", file=sys.stderr)
-        table = table[table["seed"] != seed]
-    table = table.reshape(-1, rows.max())  # (seeds, rows)
-    at = table[["epoch", "step"]]
-    if (at != at[0]).any() or len(np.unique(at)) < rows.max():
-        raise ValueError("the seeds have rows at different steps, or a row stands twice")
-    for seed in table["seed"][~np.isfinite(table.tolist()).all(axis=(1, 2)), 0]:
-        print(f"{path}: the means end where seed {seed:.0f} overflows", file=sys.stderr)
-    return table
+def read_log(path: Path) -> Log:
+    """Return the log's columns; say what is left out of a run that was stopped."""
+    text, _newline, cut_line = path.read_text(encoding="utf-8").rpartition("\n")
+    if cut_line:
+        print(f"{path}: left out the last line, which is cut: {cut_line}", file=sys.stderr)
+    rows_of = {}  # {seed: rows}
+    reader = csv.DictReader(text.splitlines())
+    for row in reader:
+        try:
+            numbers = {name: float(value) for name, value in row.items()}
+            rows_of.setdefault(numbers["seed"], []).append(numbers)
+        except (KeyError, TypeError, ValueError) as problem:
+            raise UnreadableRun(f"{path}: line {reader.line_num} is no row of a log") from problem
+    if not rows_of:
+        raise UnreadableRun(f"{path}: no row to plot yet")
+    longest = max(len(rows) for rows in rows_of.values())
+    for seed, rows in list(rows_of.items()):
+        if len(rows) < longest:
+            print(f"{path}: left out seed {seed:.0f}, which has fewer rows", file=sys.stderr)
+            del rows_of[seed]
+    log = {}
+    for name in reader.fieldnames:
+        log[name] = np.array([[row[name] for row in rows] for rows in rows_of.values()])
+    for name in "epoch", "step":
+        if (log[name] != log[name][0]).any():
+            raise UnreadableRun(f"{path}: the seeds have rows at different steps")
+    return log
 
 
-def plot(log: np.ndarray, config: dict) -> Figure:
-    """Return the figure, with a panel each for losses, errors and angles."""
-    steps = log["epoch"][0] * config["steps_per_epoch"] + log["step"][0]
-    # A row's test error is that after its step, its loss the mean of those that the mini-batches
-    # since the row before had, each before its own update: that is drawn in their middle.
-    middles = (np.append(0, steps[:-1]) + np.maximum(steps, 1) - 1) / 2
-    figure = Figure(figsize=(8, 10), layout="constrained")
-    axes = figure.subplots(len(PANELS), sharex=True)
-    for (panel, (title, ylabel)), ax in zip(PANELS.items(), axes, strict=True):
-        for name in [name for name in LINES if f"{name}_{panel}" in log.dtype.names]:
-            values, at = log[f"{name}_{panel}"], middles if panel == "loss" else steps
-            mean, spread = values.mean(axis=0), values.std(axis=0, ddof=len(values) > 1)
-            (line,) = ax.plot(at, mean, **LINES[name])
-            ax.fill_between(at, mean - spread, mean + spread, fc=line.get_color(), alpha=0.3)
-        if panel == "angle":
-            ax.axhline(90, color="black", linewidth=1, label="unrelated")
-            ax.set(yticks=range(0, 181, 30), ylim=(0, max(110, ax.get_ylim()[1])))
-        else:
-            ax.set_yscale("log", subs=[2, 3, 5])
-            ax.yaxis.set(major_formatter="{x:g}", minor_formatter="{x:g}")  # not 3 x 10^-1
-        ax.set(title=title, ylabel=ylabel)
-        ax.grid(alpha=0.3, which="both")
-        ax.legend()
-    axes[-1].set_xscale("symlog", linthresh=1, linscale=0.5)  # linear from 0 to 1: a log has no 0
-    axes[-1].xaxis.set_major_formatter("{x:.0f}")
-    axes[-1].set_xlim(0, steps[-1] or 1)
-    axes[-1].set_xlabel(f"step (an epoch has {config['steps_per_epoch']})")
-    options = "lr", "momentum", "weight_decay", "batch_size", "init_scale", "freeze_read_out"
-    title = f"Linear network 784-{config['hidden']}-10 on {config['dataset_used']}\n"
-    title += ", ".join(f"{name} {config[name]}" for name in options)
-    title += f"\nmean ± standard deviation, seeds: {len(log)}"
-    figure.suptitle(title, fontsize="medium")
+def read_config(path: Path) -> dict:
+    """Return what config.json says was trained."""
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as problem:
+        raise UnreadableRun(f"{path}: {problem}") from problem
+    for name in "trained_on", "networks", "optimizer", "arguments":
+        if name not in config:
+            raise UnreadableRun(f"{path}: no {name!r} in it")
+    return config
+
+
+def read_arrays(path: Path) -> dict[str, np.ndarray] | None:
+    """Return B and W of FA's read-out, None where the run has not written them."""
+    if not path.exists():
+        return None
+    try:
+        with np.load(path) as arrays:
+            return {name: arrays[name] for name in ARRAYS}
+    except (KeyError, ValueError, BadZipFile) as problem:
+        raise UnreadableRun(f"{path}: {problem}") from problem
+
+
+def plot(log: Log, config: dict, read_out: dict[str, np.ndarray] | None) -> Figure:
+    """Return the figure: a panel for each quantity; where `read_out` is given, W against B."""
+    rows = [["loss", "loss"], ["error", "error"], ["angle", "angle"]]
+    if read_out:
+        rows.append(["start", "end"])
+    figure = Figure(figsize=(8, 3.2 * len(rows)), layout="constrained")
+    figure.suptitle(title(config, seeds=len(log["seed"])), fontsize="small")
+    panels = figure.subplot_mosaic(rows)
+    steps = steps_of(log)
+
+    panel = panels["loss"]
+    panel.set_title("Training loss")
+    panel.set_ylabel("cross-entropy (nats)")
+    draw_lines(panel, log, "loss", at=middles(steps))
+    make_logarithmic(panel)
+    finish_panel(panel, steps)
+
+    panel = panels["error"]
+    panel.set_title("Test error")
+    panel.set_ylabel("misclassified (%)")
+    draw_lines(panel, log, "error", at=steps)
+    make_logarithmic(panel)
+    finish_panel(panel, steps)
+
+    panel = panels["angle"]
+    panel.set_title("FA's alignment")
+    panel.set_ylabel("angle (degrees)")
+    draw_lines(panel, log, "angle", at=steps)
+    panel.axhline(90, color="black", linewidth=1, label="unrelated")
+    panel.set_yticks(range(0, 181, 30))
+    panel.set_ylim(0, max(110, panel.dataLim.ymax))
+    finish_panel(panel, steps)
+    panel.set_xlabel(f"step (epochs: {log['epoch'].max() + 1:.0f})")
+
+    if read_out:
+        B = read_out["feedback"]
+        panels["end"].sharey(panels["start"])
+        draw_entries(panels["start"], B, read_out["weight_at_start"], "start")
+        draw_entries(panels["end"], B, read_out["weight_at_end"], "end")
     return figure
+
+
+def steps_of(log: Log) -> np.ndarray:
+    """Return each row's step, counted from the start of the training. All epochs are alike."""
+    epoch, step = log["epoch"][0], log["step"][0]
+    steps_per_epoch = step[epoch == 0].max()  # an epoch's last step has a row
+    return epoch * steps_per_epoch + step
+
+
+def middles(steps: np.ndarray) -> np.ndarray:
+    """Return where the losses of rows at these steps belong.
+
+    A row's loss is the mean of those since the row before, each taken before its own update. Rows
+    at 4 and 8, for example: the losses of steps 5 to 8 were taken after 4, 5, 6 and 7 updates, so
+    that of row 8 belongs at 5.5. The loss of step 0 was taken before any update.
+    """
+    first_updates = np.append(0, steps[:-1])
+    last_updates = np.maximum(steps - 1, 0)
+    return (first_updates + last_updates) / 2
+
+
+def draw_lines(panel: Axes, log: Log, quantity: str, at: np.ndarray) -> None:
+    """Draw the mean and the spread over the seeds of each column of that quantity."""
+    for column, values in log.items():
+        name, _, ending = column.rpartition("_")
+        if ending != quantity:
+            continue
+        style = STYLES.get(name, {"label": name})
+        mean = values.mean(axis=0)
+        (line,) = panel.plot(at, mean, **style)
+        if len(values) > 1:
+            spread = values.std(axis=0, ddof=1)
+            color = line.get_color()
+            panel.fill_between(at, mean - spread, mean + spread, color=color, alpha=0.3, lw=0)
+
+
+def make_logarithmic(panel: Axes) -> None:
+    """Make the vertical axis logarithmic, with plain numbers at its ticks."""
+    panel.set_yscale("log", subs=[2, 3, 5])
+    panel.yaxis.set_major_formatter("{x:g}")
+    panel.yaxis.set_minor_formatter("{x:g}")
+
+
+def finish_panel(panel: Axes, steps: np.ndarray) -> None:
+    """Give a panel its legend, its grid, and a logarithmic axis of steps, alike in all panels."""
+    panel.legend()
+    panel.grid(alpha=0.3, which="both")
+    panel.set_xscale("symlog", linthresh=1, linscale=0.5)  # linear from 0 to 1: a log has no 0
+    panel.xaxis.set_major_formatter("{x:.0f}")
+    panel.set_xlim(0, max(steps[-1], 1))
+
+
+def draw_entries(panel: Axes, feedback: np.ndarray, weight: np.ndarray, when: str) -> None:
+    """Draw W against B, entry by entry."""
+    size = 12 if feedback.size < 1000 else 1  # points^2; ten thousand dots must still read
+    panel.scatter(feedback, weight, s=size, color="#009E73")
+    panel.set_title(f"W against B at the {when}: {angle(feedback, weight):.0f}°")
+    panel.set_xlabel("entry of B")
+    panel.set_ylabel("the same entry of W")
+    panel.set_box_aspect(1)
+    panel.grid(alpha=0.3)
+
+
+def angle(a: np.ndarray, b: np.ndarray) -> float:
+    """Return the angle in degrees between two matrices, each taken as one vector."""
+    cosine = (a * b).sum() / (np.linalg.norm(a) * np.linalg.norm(b))
+    return np.degrees(np.arccos(cosine.clip(-1, 1)))  # rounding may leave [-1, 1]
+
+
+def title(config: dict, seeds: int) -> str:
+    """Return what was trained on what, in the words of config.json."""
+    lines = [f"{config['trained_on']}; mean ± standard deviation, seeds: {seeds}"]
+    for rule, network in config["networks"].items():
+        lines.append(f"{rule}: {network}")
+    lines.append(config["optimizer"])
+    lines.append(f"options: {' '.join(config['arguments']) or 'none'}")
+    return "\n".join(textwrap.fill(line, 110) for line in lines)
+
+
+def say_what_is_not_drawn(log: Log, path: Path) -> None:
+    """Print the columns that no panel shows, and where a mean ends because a seed overflows."""
+    for name in log:
+        is_drawn = name.rpartition("_")[2] in QUANTITIES
+        if not is_drawn and name not in ("seed", "epoch", "step"):
+            print(f"{path}: no panel shows {name}", file=sys.stderr)
+    for index, seed in enumerate(log["seed"][:, 0]):
+        values = [column[index] for column in log.values()]
+        if not np.isfinite(values).all():
+            print(f"{path}: the means end where seed {seed:.0f} overflows", file=sys.stderr)
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -99,15 +237,23 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("run", type=Path, nargs="?", default="runs", help="default: the newest run")
     parser.add_argument("--out", type=Path, help="default: losses.png beside the CSV")
     options = parser.parse_args(arguments)
-    path = options.run
     try:
-        path = find_log(path)
-        config = json.loads(path.with_name("config.json").read_text(encoding="utf-8"))
-        figure = plot(read_log(path), config)
-        out = options.out or path.with_name("losses.png")
-        figure.savefig(out, format=out.suffix[1:] or "png", dpi=100)
-    except (KeyError, OSError, RuntimeError, TypeError, ValueError) as error:
-        parser.error(f"{path}: {error!r}")
+        path = find_log(options.run.expanduser())
+        log = read_log(path)
+        config = read_config(path.with_name("config.json"))
+        read_out = read_arrays(path.with_name("fa_read_out.npz"))
+    except (OSError, UnreadableRun) as problem:
+        parser.error(str(problem))
+    say_what_is_not_drawn(log, path)
+    figure = plot(log, config, read_out)
+    out = path.with_name("losses.png") if options.out is None else options.out.expanduser()
+    file_format = out.suffix[1:] or "png"
+    if file_format not in figure.canvas.get_supported_filetypes():
+        parser.error(f"{out}: no picture can be saved as {file_format}")
+    try:
+        figure.savefig(out, format=file_format, dpi=100)
+    except OSError as problem:
+        parser.error(str(problem))
     print(f"Plotted {path} to {out}")
 
 
