@@ -1,17 +1,25 @@
-"""Take the supposed causes of alignment away, one at a time: python controls.py [DATA_DIR]
+"""Change one thing about the default run, and see whether FA still learns.
 
-Prints a table, means and sample standard deviations over five seeds, and writes to
-results/controls.csv a line for each control and seed. results/README.md explains the columns.
-In the code, network[0] is the hidden layer, network[1] the read-out with W and B.
+    python tests/controls.py DATA_DIR          all controls: prints the table, writes results/
+    python tests/controls.py DATA_DIR LABEL    that control alone: prints its row
+
+results/README.md explains the columns. In the functions, `fa` is FA's network.
 """
 
 import argparse
+import copy
 import csv
+import functools
+import multiprocessing
+import os
+import signal
 import statistics
 import sys
-from concurrent.futures import ProcessPoolExecutor
-from functools import partial
+import threading
+from collections import OrderedDict
+from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -22,206 +30,389 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import train_fa_vs_bp_linear_model as script
 from fa_linear import FALinear
 
+
+def make_controls() -> dict:
+    """Return {label: control}, in the order of the table."""
+    pair = "fa", "bp"
+    frozen = ["--freeze-read-out"]
+    tanh = ["--lr=0.01", "--batch-size=64"]
+    at_512 = functools.partial(take_w_of_fa, steps=512)
+    first_layer = functools.partial(tanh_network, learning="hidden")
+    read_out = functools.partial(tanh_network, learning="read_out")
+    return {
+        "nothing changed": Control(leave, pair, best=True),
+        "hidden layer frozen (shallow)": Control(freeze_hidden, best=True),
+        "no hidden layer (softmax regression)": Control(drop_hidden, ["bp"]),
+        "W frozen at its start": Control(leave, pair, frozen, best=True),
+        "W frozen at its start, messages from random labels": Control(
+            randomise_messages, options=frozen, best=True
+        ),
+        "W frozen as FA left it": Control(take_w_of_fa, pair, frozen),
+        "W frozen as FA left it, but another B": Control(take_w_but_not_b_of_fa, options=frozen),
+        "W frozen as FA left it at step 512": Control(at_512, pair, frozen),
+        "W frozen, random, at 45° to B": Control(randomise_w_at_45_degrees, options=frozen),
+        "W learns from the hidden layer as it started": Control(cut_copying, pair, best=True),
+        "labels shuffled among the images once": Control(shuffle_labels),
+        "W starts as B": Control(start_w_as_b),
+        "W starts as −B": Control(start_w_as_minus_b),
+        "B drawn anew at each step": Control(redraw_b, best=True),
+        "B drawn anew at each step, messages from random labels": Control(
+            redraw_b_and_randomise_messages, best=True
+        ),
+        "learning rate 1e-4": Control(leave, pair, ["--lr=1e-4"]),
+        "learning rate 3e-4": Control(leave, pair, ["--lr=3e-4"]),
+        "learning rate 3e-3": Control(leave, pair, ["--lr=3e-3"]),
+        "learning rate 0.01": Control(leave, pair, ["--lr=0.01"]),
+        "learning rate 0.05": Control(leave, pair, ["--lr=0.05"]),
+        "tanh network": Control(tanh_network, pair, tanh),
+        "tanh network, only its first layer learns": Control(first_layer, pair, tanh),
+        "tanh network, only its read-out learns": Control(read_out, options=tanh),
+    }
+
+
 SEEDS = range(5)
-COLUMNS = {"fa": 1, "bp": 1, "fa early": 2, "bp early": 2, "message": 0, "weight": 0}  # digits
-COLUMNS |= {"least overlap": 2, "least eigenvalue": 2, "start in W": 2, "length of h": 0}
-COLUMNS |= {"best read-out": 1}
+RESULTS = Path(__file__).parents[1] / "results"
+COLUMNS = {  # {name: decimals in the table}
+    "fa": 1,
+    "bp": 1,
+    "fa early": 2,
+    "bp early": 2,
+    "messages": 0,
+    "least overlap": 2,
+    "least eigenvalue": 2,
+    "best read-out": 1,
+}
 
 
-def control(digits, seed, change=None, rules=("fa",), best=False, **settings):
-    """Train the script's networks of these rules, once `change` has changed them; return values."""
-    options = script.make_parser().parse_args(["--device=cpu", "--log-every=1875"])
-    vars(options).update(settings)
-    networks = script.matched_networks(options, seed)
-    networks = nn.ModuleDict({rule: networks[rule] for rule in rules})
-    if change:
-        change(networks, digits, options, seed)
-    start = networks["fa"][1].weight.detach().clone() if "fa" in networks else None
-    rows = list(script.train(networks, digits, options, seed))
-    early, last = next(row for row in rows if row["step"] == 64), rows[-1]
+class Situation(NamedTuple):
+    """What a control may change before the training: networks in place, data by a copy."""
+
+    networks: nn.ModuleDict
+    data: script.DataSet
+    options: argparse.Namespace
+    seed: int
+
+
+class Control(NamedTuple):
+    """A change, the rules whose figures are of interest, and options of the script."""
+
+    change: Callable[[Situation], script.DataSet | None]
+    rules: list[str] | tuple[str, ...] = ("fa",)
+    options: list[str] | tuple[str, ...] = ()
+    best: bool = False  # whether the best read-out is of interest
+
+
+# What the controls change. All but `shuffle_labels` change the networks.
+
+
+def leave(situation: Situation) -> None:
+    """Change nothing."""
+
+
+def freeze_hidden(situation: Situation) -> None:
+    situation.networks["fa"].hidden.requires_grad_(False)
+
+
+def drop_hidden(situation: Situation) -> None:
+    pixels = situation.data.train_images.shape[1]
+    situation.networks["bp"] = nn.Linear(pixels, situation.data.classes)
+
+
+def take_w_of_fa(situation: Situation, steps: int | None = None) -> None:
+    """Take W, b and B from another network that FA has taught, to the end or for so many steps."""
+    taught = taught_by_fa(situation, steps)
+    for network in situation.networks.values():
+        network.read_out.load_state_dict(taught.state_dict(), strict=False)  # BP has no B
+
+
+def take_w_but_not_b_of_fa(situation: Situation) -> None:
+    """Keep the B that was drawn with the network."""
+    own_feedback = situation.networks["fa"].read_out.feedback.clone()
+    take_w_of_fa(situation)
+    situation.networks["fa"].read_out.feedback.copy_(own_feedback)
+
+
+def randomise_w_at_45_degrees(situation: Situation) -> None:
+    """Draw W at 45 degrees to B, and as large as FA would leave it."""
+    size = taught_by_fa(situation).weight.norm()
+    read_out = situation.networks["fa"].read_out
+    along = read_out.feedback / read_out.feedback.norm()
+    across = torch.randn_like(along)
+    across -= (across * along).sum() * along
+    across /= across.norm()
+    read_out.weight.data = size * (along + across) / 2**0.5
+
+
+def taught_by_fa(situation: Situation, steps: int | None = None) -> FALinear:
+    """Return the read-out of a network of another seed that FA has taught."""
+    options = copy.copy(situation.options)
+    options.freeze_read_out = False
+    networks = script.matched_networks(situation.data, options, situation.seed + 100)
+    networks = nn.ModuleDict({"fa": networks["fa"]})
+    for row in script.train(networks, situation.data, options, situation.seed):
+        if row["step"] == steps:
+            break
+    return networks["fa"].read_out.requires_grad_(False)
+
+
+def cut_copying(situation: Situation) -> None:
+    """Let W learn from the hidden layer as it started, so that it cannot copy what came later."""
+    for rule, network in situation.networks.items():
+        situation.networks[rule] = CutNetwork(network)
+
+
+class CutNetwork(nn.Module):
+    """Computes what its network computes, but W's gradient is e h0^T in place of e h^T.
+
+    h is the hidden layer's output, h0 that of the hidden layer as it started.
+    """
+
+    def __init__(self, network: nn.Sequential):
+        super().__init__()
+        self.hidden = network.hidden
+        self.read_out = network.read_out
+        self.hidden_at_start = copy.deepcopy(network.hidden).requires_grad_(False)
+
+    def forward(self, images):
+        h, h0 = self.hidden(images), self.hidden_at_start(images)
+        outputs = self.read_out(h)  # gives W the gradient e h^T
+        correction = F.linear(h0 - h.detach(), self.read_out.weight)  # adds e h0^T - e h^T
+        return outputs + (correction - correction.detach())  # which is 0
+
+
+def shuffle_labels(situation: Situation) -> script.DataSet:
+    """Give the training images each other's labels, so that errors do not go with images."""
+    labels = situation.data.train_labels
+    order = torch.randperm(len(labels))
+    return situation.data._replace(train_labels=labels[order])
+
+
+def start_w_as_b(situation: Situation) -> None:
+    read_out = situation.networks["fa"].read_out
+    read_out.weight.data = read_out.feedback.clone()
+
+
+def start_w_as_minus_b(situation: Situation) -> None:
+    read_out = situation.networks["fa"].read_out
+    read_out.weight.data = -read_out.feedback
+
+
+def redraw_b(situation: Situation) -> None:
+    """Draw B anew each time before the read-out is used."""
+
+    def redraw(read_out, _inputs):
+        read_out.feedback = FALinear(read_out.in_features, read_out.out_features).feedback
+
+    situation.networks["fa"].read_out.register_forward_pre_hook(redraw)
+
+
+def randomise_messages(situation: Situation) -> None:
+    """Compute the messages' errors, but not the read-out's own, with random labels."""
+
+    def replace_message(read_out, inputs, outputs):
+        (h,) = inputs
+        if h.requires_grad:
+            labels = torch.randint(read_out.out_features, (len(outputs),))
+            e = outputs.detach().softmax(dim=1) - F.one_hot(labels, read_out.out_features)
+            message = e / len(outputs) @ read_out.feedback  # the loss is a mean
+            h.register_hook(lambda _true_message: message)
+
+    situation.networks["fa"].read_out.register_forward_hook(replace_message)
+
+
+def redraw_b_and_randomise_messages(situation: Situation) -> None:
+    redraw_b(situation)
+    randomise_messages(situation)
+
+
+def tanh_network(situation: Situation, learning: str | None = None) -> None:
+    """Train 784-256-64-10 with tanh; with `learning`, only the layer of that name learns."""
+    for rule, upper in ("fa", FALinear), ("bp", nn.Linear):
+        layers = {
+            "hidden": nn.Linear(784, 256),
+            "tanh": nn.Tanh(),
+            "second": upper(256, 64),
+            "second_tanh": nn.Tanh(),
+            "read_out": upper(64, 10),
+        }
+        network = nn.Sequential(OrderedDict(layers))
+        if learning:
+            network.requires_grad_(False)
+            layers[learning].requires_grad_(True)
+        situation.networks[rule] = network
+    state = situation.networks["fa"].state_dict()
+    situation.networks["bp"].load_state_dict(state, strict=False)  # all but the feedback
+
+
+# What is measured.
+
+
+def run_control(control: Control, data: script.DataSet, seed: int, *more_options: str) -> dict:
+    """Train the control's networks; return {column: value}."""
+    arguments = ["--device=cpu", "--log-every=1875", *control.options, *more_options]
+    options = script.make_parser().parse_args(arguments)
+    networks = script.matched_networks(data, options, seed)
+    networks = nn.ModuleDict({rule: networks[rule] for rule in ("fa", "bp")})
+    data = control.change(Situation(networks, data, options, seed)) or data
+    if "bp" not in control.rules:
+        del networks["bp"]
+    rows = list(script.train(networks, data, options, seed))
     values = {}
-    for rule in networks:  # "deep_fa", for one
-        column = "bp" if rule.endswith("bp") else "fa"
-        values |= {column: last[f"{rule}_error"], f"{column} early": early[f"{rule}_loss"]}
-    if best:
-        values["best read-out"] = best_read_out(next(iter(networks.values()))[0], digits)
-    if "fa" in networks:
-        W, B = networks["fa"][1].weight.detach(), networks["fa"][1].feedback
-        zero_sum = torch.linalg.svd(torch.ones(1, script.CLASSES)).Vh[1:].T  # a basis of such e
-        product = zero_sum.T @ W @ B.T @ zero_sum
-        values["least overlap"] = torch.linalg.eigvalsh((product + product.T) / 2).min().item()
-        values["least eigenvalue"] = torch.linalg.eigvals(product).real.min().item()
-        values |= {"message": last["message_angle"], "weight": last["weight_angle"]}
-        values["start in W"] = ((W * start).sum() / start.square().sum()).item()
-        values["length of h"] = networks["fa"][0](digits.test_images).norm(dim=1).mean().item()
+    for rule in control.rules:
+        values[rule] = rows[-1][f"{rule}_error"]
+        # A row that each control's log has: the mean loss over the steps 33 to 64.
+        values[f"{rule} early"] = next(row for row in rows if row["step"] == 64)[f"{rule}_loss"]
+    if "fa" in control.rules:
+        values["messages"] = rows[-1]["message_angle"]
+        values |= overlap(networks["fa"].read_out)
+    if control.best:
+        values["best read-out"] = best_read_out(networks["fa"].hidden, data)
     return values
 
 
-def best_read_out(hidden, digits):
+@torch.no_grad()
+def overlap(read_out: FALinear) -> dict[str, float]:
+    """Return the least e^T W B^T e over the e of length 1 and sum zero; and W B^T's eigenvalue.
+
+    It is the one with the least real part, of W B^T projected on the e of sum zero.
+    """
+    ones = torch.ones(1, read_out.out_features)
+    zero_sum = torch.linalg.svd(ones).Vh[1:].T  # columns: a basis of these e
+    product = zero_sum.T @ read_out.weight @ read_out.feedback.T @ zero_sum
+    symmetric = (product + product.T) / 2
+    return {
+        "least overlap": torch.linalg.eigvalsh(symmetric).min().item(),
+        "least eigenvalue": torch.linalg.eigvals(product).real.min().item(),
+    }
+
+
+def best_read_out(hidden: nn.Module, data: script.DataSet) -> float:
     """Return the test error of the softmax regression that fits the hidden layer's outputs best."""
     with torch.no_grad():
-        h, h_test = (hidden(x).double() for x in (digits.train_images, digits.test_images))
+        h = hidden(data.train_images).double()
+        h_test = hidden(data.test_images).double()
     whiten = torch.linalg.inv(torch.linalg.cholesky(h.T.cov())).T  # L-BFGS is faster then
-    read_out = nn.Linear(len(whiten), script.CLASSES, dtype=torch.double)
-    search = {"max_iter": 1000, "tolerance_grad": 1e-6, "line_search_fn": "strong_wolfe"}
-    optimizer = torch.optim.LBFGS(read_out.parameters(), **search)
+    centre = h.mean(dim=0)
+    h, h_test = (h - centre) @ whiten, (h_test - centre) @ whiten
+    read_out = nn.Linear(h.shape[1], data.classes, dtype=torch.double)
+    optimizer = torch.optim.LBFGS(
+        read_out.parameters(), max_iter=1000, tolerance_grad=1e-6, line_search_fn="strong_wolfe"
+    )
 
     def loss():
         optimizer.zero_grad()
-        value = F.cross_entropy(read_out((h - h.mean(dim=0)) @ whiten), digits.train_labels)
+        value = F.cross_entropy(read_out(h), data.train_labels)
         value.backward()
         return value
 
     optimizer.step(loss)
     assert read_out.weight.grad.abs().max() < 1e-4, "L-BFGS has not converged"
-    outputs = read_out((h_test - h.mean(dim=0)) @ whiten)
-    return 100 * (outputs.argmax(dim=1) != digits.test_labels).float().mean().item()
+    wrong = read_out(h_test).argmax(dim=1) != data.test_labels
+    return 100 * wrong.float().mean().item()
 
 
-def no_hidden_layer(networks, _digits, _options, _seed):
-    networks["bp"] = nn.Linear(script.PIXELS, script.CLASSES)  # softmax regression
+# What can be said before the training.
 
 
-def w_of_fa(networks, digits, options, seed, steps=None, another_b=False):
-    """W and B are those of another network, taught by FA, in the end or after so many steps."""
-    options = argparse.Namespace(**vars(options) | {"freeze_read_out": False})
-    taught = script.matched_networks(options, seed + 100)["fa"]
-    for row in script.train(nn.ModuleDict({"fa": taught}), digits, options, seed):
-        if row["step"] == steps:
-            break
-    state = taught[1].state_dict()
-    if another_b:
-        del state["feedback"]
-    for network in networks.values():
-        network[1].load_state_dict(state, strict=False)
+@torch.no_grad()
+def predicted_angle(
+    network: nn.Sequential, data: script.DataSet, options: argparse.Namespace, steps: int
+) -> float:
+    """Return the angle of W and B that is to be expected after so many steps, in degrees.
 
-
-def random_w(networks, digits, options, seed, degrees):
-    """W is random, as large as FA would leave it, and at so many degrees to B."""
-    w_of_fa(networks, digits, options, seed)
-    W, B = networks["fa"][1].weight.data, networks["fa"][1].feedback
-    random, angle = torch.randn_like(B), torch.tensor(degrees).deg2rad()
-    random -= (random * B).sum() / B.square().sum() * B  # what is left is at 90 degrees to B
-    W.copy_(W.norm() * (angle.cos() * B / B.norm() + angle.sin() * random / random.norm()))
-
-
-def keep_overlap(networks, *_, zero=False, another_b=False):
-    """Keep e^T W B^T e = (W^T e).(B^T e) for every e at its start, or at zero; change W the least.
-
-    It depends only on the symmetric part S of W B^T, which is put back before each use of W. Let S
-    need the change D. Among the changes C of W with C B^T + B C^T = 2 D, the least (in sum of
-    squares) is L B, with a symmetric matrix L of Lagrange multipliers. So L G + G L = 2 D, where
-    G = B B^T; in the basis Q of G's eigenvectors, with eigenvalues g, L_ij (g_i + g_j) = 2 D_ij.
+    All errors are taken as those of the untrained network. Then M, the mean of e x^T over the
+    training images, stays what it is. The hidden layer gains -a B^T M, and W, from the hidden
+    layer as it started, -a M W0^T, and from what the hidden layer gained, c M M^T B. For plain SGD
+    a is lr * steps, and c lr^2 * steps * (steps - 1) / 2. Whatever the optimizer: a and c become
+    what it makes of two numbers whose gradients are -1 and -a.
     """
-    read_out = networks["fa"][1]
-    W, B = read_out.weight.data, read_out.feedback
-    if another_b:  # one that nothing is sent through: the same constraint, of no consequence
-        B = FALinear(*B.T.shape).feedback
-    g, Q = torch.linalg.eigh(B @ B.T)
-    kept = 0 if zero else W @ B.T + B @ W.T  # 2 S
-
-    def put_back(_read_out, _inputs):
-        two_D = kept - W @ B.T - B @ W.T
-        L = Q @ (Q.T @ two_D @ Q / (g + g[:, None])) @ Q.T
-        W.add_(L @ B)
-
-    read_out.register_forward_pre_hook(put_back)
-
-
-def w_is_b(networks, *_, sign=1):
-    networks["fa"][1].weight.data = sign * networks["fa"][1].feedback
+    numbers = nn.ParameterDict({"a": torch.zeros(()), "c": torch.zeros(())})
+    optimizer = script.make_optimizer(numbers, options)
+    for _step in range(steps):
+        numbers["c"].grad = -numbers["a"].detach().clone()
+        numbers["a"].grad = torch.tensor(-1.0)
+        optimizer.step()
+    x = F.pad(data.train_images, (0, 1), value=1.0)  # a 1 is appended, for the bias
+    W0 = torch.cat([network.hidden.weight, network.hidden.bias[:, None]], dim=1)
+    outputs = network(data.train_images)
+    e = outputs.softmax(dim=1) - F.one_hot(data.train_labels, data.classes)
+    M = e.T @ x / len(x)
+    W, B = network.read_out.weight, network.read_out.feedback
+    later_W = W - numbers["a"] * M @ W0.T + numbers["c"] * M @ M.T @ B
+    return script.angle(later_W.flatten(), B.flatten()).item()
 
 
-def new_b(networks, _digits, options, _seed, labels=True):
-    """Draw B anew at each step; without `labels`, compute the messages from random ones."""
-    read_out = networks["fa"][1]
-
-    def redraw(_read_out, _inputs):
-        read_out.feedback = FALinear(options.hidden, script.CLASSES).feedback
-
-    def replace_message(_read_out, inputs, output):
-        if output.requires_grad:  # in training
-            random = torch.randint(script.CLASSES, (len(output),))
-            e = output.detach().softmax(dim=1) - F.one_hot(random, script.CLASSES)
-            message = e / len(output) @ read_out.feedback
-            inputs[0].register_hook(lambda _message: message)
-
-    read_out.register_forward_pre_hook(redraw)
-    if not labels:
-        read_out.register_forward_hook(replace_message)
+# The command.
 
 
-def deep(networks, *_, activation=nn.Tanh, frozen=False):
-    """The network 784-256-64-10 of the README; with `frozen`, only its first layer learns."""
-    for rule, layer in ("deep_fa", FALinear), ("deep_bp", nn.Linear):
-        layers = [nn.Linear(784, 256), activation(), layer(256, 64), activation(), layer(64, 10)]
-        networks[rule] = nn.Sequential(*layers)
-        networks[rule][1:].requires_grad_(not frozen)
-    networks["deep_bp"].load_state_dict(networks["deep_fa"].state_dict(), strict=False)
+@functools.cache
+def load(data_dir: str) -> script.DataSet:
+    return script.read_data(Path(data_dir))
 
 
-BOTH, BEST, FROZEN = {"rules": ("fa", "bp")}, {"best": True}, {"freeze_read_out": True}
-DEEP = {"rules": (), "epochs": 1, "lr": 0.01, "batch_size": 64}
-CONTROLS = {
-    "nothing": BOTH | BEST,
-    "hidden layer frozen (shallow)": {"rules": ("shallow",)} | BEST,
-    "no hidden layer (softmax regression)": {"rules": ("bp",), "change": no_hidden_layer},
-    "W frozen at its start": FROZEN | BOTH | BEST,
-    "W frozen as FA left it": FROZEN | BOTH | {"change": w_of_fa},
-    "W frozen as FA left it, with another B": FROZEN | {"change": partial(w_of_fa, another_b=True)},
-    "W frozen as FA left it at step 512": FROZEN | BOTH | {"change": partial(w_of_fa, steps=512)},
-    "W frozen as FA left it at step 128": FROZEN | BOTH | {"change": partial(w_of_fa, steps=128)},
-    "W frozen, random at 45° to B": FROZEN | {"change": partial(random_w, degrees=45)},
-    "W frozen, random at 60° to B": FROZEN | {"change": partial(random_w, degrees=60)},
-    "W free, overlap with B kept at its start": {"change": keep_overlap},
-    "W free, all messages kept at 90°": {"change": partial(keep_overlap, zero=True)},
-    "W free, overlap with another B kept": {"change": partial(keep_overlap, another_b=True)},
-    "W starts as −B": {"change": partial(w_is_b, sign=-1)},
-    "W starts as B": {"change": w_is_b},
-    "B drawn anew at each step": {"change": new_b} | BEST,
-    "the same, messages from random labels": {"change": partial(new_b, labels=False)} | BEST,
-    "learning rate 3e-4": BOTH | {"lr": 3e-4},
-    "learning rate 3e-3": BOTH | {"lr": 3e-3},
-    "learning rate 0.01": BOTH | {"lr": 0.01},
-    "tanh network": DEEP | {"change": deep},
-    "tanh network, upper layers frozen": DEEP | {"change": partial(deep, frozen=True)},
-    "ReLU network": DEEP | {"change": partial(deep, activation=nn.ReLU)},
-}
+def run(label: str, seed: int, data_dir: str) -> dict[str, str]:
+    """Return a line of results/controls.csv."""
+    values = run_control(make_controls()[label], load(data_dir), seed)
+    texts = {column: f"{value:.5g}" for column, value in values.items()}
+    return {"control": label, "seed": str(seed)} | texts
 
 
-def run(label, data_dir):
-    """Return a control's rows, {column: value} for each seed."""
-    torch.set_num_threads(1)  # a process for each core is faster
-    digits = script.Digits("MNIST", *script.load_mnist(Path(data_dir)))
-    return [control(digits, seed, **CONTROLS[label]) for seed in SEEDS]
-
-
-def mean_and_spread(rows, column, digits):
+def mean_and_spread(rows: list[dict[str, str]], column: str, decimals: int) -> str:
     """Return the mean of a column ± its sample standard deviation, "" where it has no values."""
     values = [float(row[column]) for row in rows if row.get(column)]
     if not values:
         return ""
-    return f"{statistics.fmean(values):.{digits}f} ± {statistics.stdev(values):.{digits}f}"
+    return f"{statistics.fmean(values):.{decimals}f}±{statistics.stdev(values):.{decimals}f}"
 
 
-def table_row(label, rows):
+def table_row(label: str, rows: list[dict[str, str]]) -> str:
     """Return a control's row of the table, in Markdown."""
-    cells = [mean_and_spread(rows, column, digits) for column, digits in COLUMNS.items()]
-    return "|".join([label, *cells]).replace(" ± ", "±")
+    cells = [mean_and_spread(rows, column, decimals) for column, decimals in COLUMNS.items()]
+    return "|".join([label, *cells])
 
 
-def main(data_dir="data"):
-    print("|".join(["control", *COLUMNS]) + "\n---" + "|---" * len(COLUMNS))
-    path = Path(__file__).parents[1] / "results" / "controls.csv"
-    with open(path, "w", newline="") as file, ProcessPoolExecutor() as pool:
+def prepare_worker() -> None:
+    """Let a process compute with one thread, and end when its parent does, even by a kill."""
+    torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent
+
+    def end_with_parent():
+        multiprocessing.parent_process().join()
+        os._exit(1)
+
+    threading.Thread(target=end_with_parent, daemon=True).start()
+
+
+def run_labels(labels: list[str], data_dir: str) -> list[dict[str, str]]:
+    """Run these controls, a process for each core; print the table, return its rows."""
+    all_rows = []
+    tasks = [(label, seed, data_dir) for label in labels for seed in SEEDS]
+    with multiprocessing.Pool(initializer=prepare_worker) as pool:  # terminated at its end
+        results = [pool.apply_async(run, task) for task in tasks]
+        for label in labels:
+            rows = [results.pop(0).get() for _seed in SEEDS]
+            print(table_row(label, rows), flush=True)
+            all_rows += rows
+    return all_rows
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("data_dir", help="where MNIST is")
+    parser.add_argument("label", nargs="?", choices=make_controls(), metavar="label")
+    options = parser.parse_args(arguments)
+    load(options.data_dir)  # an error now, not in each process
+    print("|".join(["control", *COLUMNS]))
+    print("---" + "|---" * len(COLUMNS))
+    if options.label:
+        run_labels([options.label], options.data_dir)
+        return
+    rows = run_labels(list(make_controls()), options.data_dir)
+    with open(RESULTS / "controls.csv", "w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, ["control", "seed", *COLUMNS], lineterminator="\n")
         writer.writeheader()
-        for label, rows in zip(CONTROLS, pool.map(partial(run, data_dir=data_dir), CONTROLS)):
-            rows = [{column: f"{value:.5g}" for column, value in row.items()} for row in rows]
-            for seed, row in zip(SEEDS, rows):
-                writer.writerow({"control": label, "seed": seed} | row)
-            print(table_row(label, rows), flush=True)
+        writer.writerows(rows)
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    main()
