@@ -9,9 +9,12 @@ Feedback alignment (FA) sends it through a fixed random matrix B instead:
 
     FA:  B^T e, in place of dL/dx
 
-The layer's own weights learn as under BP (dL/dW = e x^T, dL/db = e). While they do, W
-comes to resemble B, and so the message B^T e to the layers below comes to resemble W^T e.
-(Where another FA layer lies above, e is not dL/dy, but what came down from there.)
+(x is the layer's input, such as the outputs of a hidden layer. With several FA layers, e is
+the message from the layer above, in place of dL/dy.)
+
+The layer's own weights learn as under BP: dL/dW = e x^T, dL/db = e. While they do, W comes
+to resemble B: the messages write B into the layer below, its outputs x carry it up again,
+and W, which learns from x, copies it. So the message B^T e comes to resemble W^T e.
 
 Source: T. P. Lillicrap, D. Cownden, D. B. Tweed, C. J. Akerman, "Random synaptic
 feedback weights support error backpropagation for deep learning", Nature
@@ -25,66 +28,69 @@ from torch.nn import functional as F
 
 
 class FALinearFunction(torch.autograd.Function):
-    """y = x W^T + b, whose backward pass uses `feedback` (B) in place of `weight` (W).
+    """W x + b, with a backward pass that uses `feedback` (B) in place of `weight` (W).
 
-    A `torch.autograd.Function` is a computation whose backward pass one writes oneself. It
-    is used by its `apply`, which takes the arguments of `forward`. PyTorch calls `forward`
-    and `setup_context` then, and `backward` when a loss above it is differentiated. None of
-    the three has a `self`: what one call has to keep for its backward pass, `ctx` holds.
+    Rows are examples here: the equation W x reads x @ W.T in the code, and B^T e reads e @ B.
 
-    Rows are examples here, so a column equation such as B^T e reads e @ B in the code.
+    A `torch.autograd.Function` is a computation whose backward pass one writes oneself. It is
+    used by its `apply`, which takes the arguments of `forward`. For each use, PyTorch makes
+    an object `ctx`, calls `forward`, and lets `setup_context` put into `ctx` what the backward
+    pass will need. When a loss is differentiated, it gives `ctx` to `backward`.
 
     Shapes: input (..., in_features), output (..., out_features), weight and feedback
     (out_features, in_features), bias (out_features,) or None; `...` may be empty.
     """
 
-    generate_vmap_rule = True  # lets torch.func.vmap derive the function for many examples
+    generate_vmap_rule = True  # for users of torch.func.vmap; no part in training
 
     @staticmethod
     def forward(input, weight, bias, feedback):
         # The output does not depend on the feedback. It is an argument all the same, because
         # `setup_context` is given the arguments, and nothing else of the layer.
-        if weight.is_complex():
+        if weight.is_complex():  # the formulas below would need conjugates
             raise TypeError("feedback alignment is for real numbers")
         return F.linear(input, weight, bias)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        # `inputs` are the arguments of `forward`, in their order.
+        # `inputs` are the arguments of `forward`, in their order; `output` is what it returned.
         input, _weight, _bias, feedback = inputs
+        # Tensors are kept this way so that PyTorch can free them, and notice if they change.
         ctx.save_for_backward(input, feedback)  # backward has no need of the weight!
 
     @staticmethod
-    @once_differentiable  # B^T e is no derivative: to differentiate it again is an error
+    @once_differentiable  # B^T e is no derivative: PyTorch refuses to differentiate it again
     def backward(ctx, grad_output):
-        # `grad_output` is e: for each output, how the loss changes with it. To be returned is
-        # a gradient for each argument of `forward`, in their order, or None where none is
-        # needed, as `ctx.needs_input_grad` says: the first layer's input, say, has no gradient.
+        # `grad_output` is e, in the shape of the output. Returned is a gradient for each
+        # argument of `forward`, in their order. `ctx.needs_input_grad` has True or False for
+        # each, in the same order: where it is False, for a frozen weight say, None will do.
         input, feedback = ctx.saved_tensors
-        # Under autocast the error arrives in a lower precision than the saved tensors.
+        # Under autocast the error arrives in a lower precision than the saved tensors, and @
+        # takes only tensors of one type.
         input, feedback = input.to(grad_output.dtype), feedback.to(grad_output.dtype)
         grad_input = grad_weight = grad_bias = None
         if ctx.needs_input_grad[0]:
             grad_input = grad_output @ feedback  # <-- FA. BP: grad_output @ weight
-        # The rest is as under BP: sums over the examples.
-        errors, examples = as_rows(grad_output), as_rows(input)
+        # The rest is as under BP: e x^T and e, summed over the examples.
+        errors, inputs = as_rows(grad_output), as_rows(input)
         if ctx.needs_input_grad[1]:
-            grad_weight = errors.T @ examples
+            grad_weight = errors.T @ inputs
         if ctx.needs_input_grad[2]:
             grad_bias = errors.sum(0)
         return grad_input, grad_weight, grad_bias, None  # feedback is never trained
 
 
 def as_rows(tensor: Tensor) -> Tensor:
-    """Return a tensor (..., features) as a matrix (examples, features), one row for a vector."""
+    """Return a tensor (..., features) as a matrix (n, features); a vector is one row."""
+    # Not tensor.reshape(-1, features): that is an error if there are no features.
     return torch.atleast_2d(tensor).flatten(0, -2)
 
 
 class FALinear(nn.Linear):
     """`nn.Linear` that teaches the layers below it by feedback alignment.
 
-    Takes the arguments of `nn.Linear`, computes the same output and raises the same
-    exceptions. A network's first layer needs no `FALinear`: nothing lies below to teach.
+    Takes the arguments of `nn.Linear` and computes the same output. A network's first layer
+    needs no `FALinear`: nothing lies below to teach.
 
     Attributes:
         weight: W, shape (out_features, in_features), trained.
@@ -92,39 +98,41 @@ class FALinear(nn.Linear):
         feedback: B, shape (out_features, in_features), a buffer: saved in `state_dict`
             and moved by `.to`, but no parameter, so no optimizer ever changes it.
 
-    A twin that learns by BP: give it the same weights, since the same seed does not (B is
-    drawn as well). FA's state has the feedback besides, which `strict=False` passes over:
+    A twin that learns by BP. To seed both alike does not make them equal, as an FALinear draws
+    B as well; copy the weights. `strict=False` lets the twin, which has no feedback, ignore
+    FA's. (To load the twin's state into an FALinear leaves the B there as it is.)
 
         twin = nn.Linear(20, 10)
         twin.load_state_dict(layer.state_dict(), strict=False)
 
-    The other way round, it leaves the layer's feedback as it was drawn.
+    A B of your own. Write into the buffer, or assign a tensor of its shape. It may be computed
+    from W, as its signs, say: no gradient flows through B.
 
-    A B of your own: `layer.feedback.copy_(...)`, or assign a tensor of the same shape. It may
-    be computed from W: the message never carries B's graph.
+        layer.feedback.copy_(my_feedback)
 
-    A convolution is a linear layer for all patches of an image (`height` and `width` are those
-    of the output, and `layer` is an FALinear(channels * 5 * 5, out_channels)):
+    A convolution is a linear layer, applied to each patch of an image. For 5 x 5 pixels, with
+    layer = FALinear(channels * 5 * 5, out_channels), and height and width those of the output:
 
         patches = F.unfold(images, kernel_size=5).transpose(1, 2)  # (images, places, pixels)
         outputs = layer(patches).transpose(1, 2)  # (images, out_channels, places)
         maps = outputs.unflatten(2, (height, width))
 
-    Limits: complex numbers raise TypeError. B^T e is no derivative, so forward mode and second
-    derivatives raise an error. Two cases of second derivatives are silently zero instead:
-    nested `torch.func` transforms, and the gradient of a gradient of `output.sum()`, where the
-    error is a constant. `torch.compile` around a `torch.func` transform gives wrong gradients,
-    also silently, unless `torch.compiler.allow_in_graph(FALinearFunction)` was called before.
-    `torch.export` keeps only the forward pass: an exported program learns by BP. A module that
-    uses a layer's weight without calling it, as `nn.MultiheadAttention` does with its
-    `out_proj`, sends BP's messages. A layer built without initialisation (on the device
-    `meta`, by `skip_init`) has an arbitrary B until `reset_parameters` draws one, or a state
-    with a feedback is loaded.
+    Limits, none of which plain training meets:
+        - Complex numbers are refused (TypeError), and so are forward mode (NotImplementedError)
+          and second derivatives (RuntimeError), as B^T e is no derivative.
+        - Two kinds of second derivatives are zero, without an error: nested `torch.func`
+          transforms, and the gradient of a gradient of `output.sum()`.
+        - `torch.compile` around a `torch.func` transform gives wrong gradients, without an
+          error, unless `torch.compiler.allow_in_graph(FALinearFunction)` was called before.
+        - What uses a layer's weight without calling the layer learns by BP: a program made by
+          `torch.export`, and `nn.MultiheadAttention`, if an FALinear is its `out_proj`.
+        - A layer that was never initialised (built on the device `meta`, or by `skip_init`) has
+          an arbitrary B, until `reset_parameters` draws one or a state with one is loaded.
     """
 
     def reset_parameters(self) -> None:
-        """Draw weight, bias and feedback; `nn.Linear.__init__` calls this, too."""
-        # B is drawn as `nn.Linear` draws its weight: it is the weight of another one.
+        """Draw feedback, weight and bias. `nn.Linear.__init__` calls this, and so makes B."""
+        # B is drawn as a weight is, but independently: it is the weight of another such layer.
         other = nn.Linear(
             self.in_features,
             self.out_features,
@@ -137,4 +145,5 @@ class FALinear(nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:
         """Return input W^T + b: (..., in_features) -> (..., out_features)."""
-        return FALinearFunction.apply(input, self.weight, self.bias, self.feedback.detach())
+        feedback = self.feedback.detach()  # one that a user computed from W has a graph
+        return FALinearFunction.apply(input, self.weight, self.bias, feedback)

@@ -15,21 +15,24 @@ import textwrap
 from pathlib import Path
 from zipfile import BadZipFile
 
-os.environ["MPLBACKEND"] = "agg"  # what a notebook names here need not be installed; nor is it used
+# A notebook may name a backend here that is not installed. None is needed to write a file.
+os.environ["MPLBACKEND"] = "agg"
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 # Colour-blind readers can tell these apart (Okabe and Ito 2008). Wide lines show below thin ones.
-STYLES = {
+RULES = {
     "fa": {"label": "FA (feedback alignment)", "color": "#56B4E9", "linewidth": 4},
     "bp": {"label": "BP (backpropagation)", "color": "#D55E00", "linestyle": "--"},
     "shallow": {"label": "shallow (hidden layer frozen)", "color": "black", "linestyle": ":"},
+}
+ANGLES = {
     "message": {"label": "messages: Bᵀe and Wᵀe", "color": "#CC79A7", "linewidth": 4},
     "weight": {"label": "matrices: B and W", "color": "#009E73", "linestyle": "--"},
 }
-QUANTITIES = "loss", "error", "angle"  # the log's columns are named NAME_QUANTITY
+OTHER_COLORS = ["#E69F00", "#0072B2", "#999999", "#F0E442"]  # of what these do not name
 ARRAYS = "feedback", "weight_at_start", "weight_at_end"  # B and W in fa_read_out.npz
 Log = dict[str, np.ndarray]  # {column: values, shape (seeds, rows)}
 
@@ -39,17 +42,18 @@ class UnreadableRun(Exception):
 
 
 def find_log(run: Path) -> Path:
-    """Return the CSV that `run` is or holds, or of the runs in the folder `run` the newest."""
+    """Return the path of a log: `run` itself, that in its folder, or in a folder of runs the newest."""
     if run.is_file():
         return run
-    logs = [*run.glob("losses.csv"), *run.glob("*/losses.csv")]
-    if not logs:
+    paths = [*run.glob("losses.csv"), *run.glob("*/losses.csv")]
+    if not paths:
         raise UnreadableRun(f"{run}: no run here; train one, or name its folder")
-    return max(logs, key=lambda log: (log.stat().st_mtime_ns, log))
+    return max(paths, key=lambda path: path.stat().st_mtime_ns)
 
 
 def read_log(path: Path) -> Log:
     """Return the log's columns; say what is left out of a run that was stopped."""
+    # A line that is whole ends with a newline.
     text, _newline, cut_line = path.read_text(encoding="utf-8").rpartition("\n")
     if cut_line:
         print(f"{path}: left out the last line, which is cut: {cut_line}", file=sys.stderr)
@@ -59,7 +63,7 @@ def read_log(path: Path) -> Log:
         try:
             numbers = {name: float(value) for name, value in row.items()}
             rows_of.setdefault(numbers["seed"], []).append(numbers)
-        except (KeyError, TypeError, ValueError) as problem:
+        except (KeyError, TypeError, ValueError) as problem:  # no seed, too short, no number
             raise UnreadableRun(f"{path}: line {reader.line_num} is no row of a log") from problem
     if not rows_of:
         raise UnreadableRun(f"{path}: no row to plot yet")
@@ -102,35 +106,36 @@ def read_arrays(path: Path) -> dict[str, np.ndarray] | None:
 
 def plot(log: Log, config: dict, read_out: dict[str, np.ndarray] | None) -> Figure:
     """Return the figure: a panel for each quantity; where `read_out` is given, W against B."""
-    rows = [["loss", "loss"], ["error", "error"], ["angle", "angle"]]
+    # Two columns; a panel that is named twice goes over both.
+    mosaic = [["loss", "loss"], ["error", "error"], ["angle", "angle"]]
     if read_out:
-        rows.append(["start", "end"])
-    figure = Figure(figsize=(8, 3.2 * len(rows)), layout="constrained")
+        mosaic.append(["start", "end"])
+    figure = Figure(figsize=(8, 3.2 * len(mosaic)), layout="constrained")
     figure.suptitle(title(config, seeds=len(log["seed"])), fontsize="small")
-    panels = figure.subplot_mosaic(rows)
+    panels = figure.subplot_mosaic(mosaic)
     steps = steps_of(log)
 
     panel = panels["loss"]
     panel.set_title("Training loss")
     panel.set_ylabel("cross-entropy (nats)")
-    draw_lines(panel, log, "loss", at=middles(steps))
+    draw_lines(panel, log, "loss", RULES, at=middles(steps))
     make_logarithmic(panel)
     finish_panel(panel, steps)
 
     panel = panels["error"]
     panel.set_title("Test error")
     panel.set_ylabel("misclassified (%)")
-    draw_lines(panel, log, "error", at=steps)
+    draw_lines(panel, log, "error", RULES, at=steps)
     make_logarithmic(panel)
     finish_panel(panel, steps)
 
     panel = panels["angle"]
-    panel.set_title("FA's alignment")
+    panel.set_title("FA's alignment at the read-out")
     panel.set_ylabel("angle (degrees)")
-    draw_lines(panel, log, "angle", at=steps)
+    draw_lines(panel, log, "angle", ANGLES, at=steps)
     panel.axhline(90, color="black", linewidth=1, label="unrelated")
     panel.set_yticks(range(0, 181, 30))
-    panel.set_ylim(0, max(110, panel.dataLim.ymax))
+    panel.set_ylim(0, max(110, panel.dataLim.ymax + 5))  # or beyond the largest that is drawn
     finish_panel(panel, steps)
     panel.set_xlabel(f"step (epochs: {log['epoch'].max() + 1:.0f})")
 
@@ -143,9 +148,9 @@ def plot(log: Log, config: dict, read_out: dict[str, np.ndarray] | None) -> Figu
 
 
 def steps_of(log: Log) -> np.ndarray:
-    """Return each row's step, counted from the start of the training. All epochs are alike."""
+    """Return each row's step, counted from the start of the training."""
     epoch, step = log["epoch"][0], log["step"][0]
-    steps_per_epoch = step[epoch == 0].max()  # an epoch's last step has a row
+    steps_per_epoch = step[epoch == 0].max()  # an epoch's last step has a row; all are as long
     return epoch * steps_per_epoch + step
 
 
@@ -156,20 +161,21 @@ def middles(steps: np.ndarray) -> np.ndarray:
     at 4 and 8, for example: the losses of steps 5 to 8 were taken after 4, 5, 6 and 7 updates, so
     that of row 8 belongs at 5.5. The loss of step 0 was taken before any update.
     """
-    first_updates = np.append(0, steps[:-1])
-    last_updates = np.maximum(steps - 1, 0)
-    return (first_updates + last_updates) / 2
+    updates_before_first = np.append(0, steps[:-1])
+    updates_before_last = np.maximum(steps - 1, 0)
+    return (updates_before_first + updates_before_last) / 2
 
 
-def draw_lines(panel: Axes, log: Log, quantity: str, at: np.ndarray) -> None:
-    """Draw the mean and the spread over the seeds of each column of that quantity."""
+def draw_lines(panel: Axes, log: Log, quantity: str, styles: dict, at: np.ndarray) -> None:
+    """Draw the mean and the spread over the seeds of each column NAME_QUANTITY."""
+    panel.set_prop_cycle(color=OTHER_COLORS)
     for column, values in log.items():
         name, _, ending = column.rpartition("_")
         if ending != quantity:
             continue
-        style = STYLES.get(name, {"label": name})
+        style = styles.get(name, {"label": name})  # a rule of yours is drawn under its name
         mean = values.mean(axis=0)
-        (line,) = panel.plot(at, mean, **style)
+        (line,) = panel.plot(at, mean, gid=column, **style)  # a list of one
         if len(values) > 1:
             spread = values.std(axis=0, ddof=1)
             color = line.get_color()
@@ -178,40 +184,44 @@ def draw_lines(panel: Axes, log: Log, quantity: str, at: np.ndarray) -> None:
 
 def make_logarithmic(panel: Axes) -> None:
     """Make the vertical axis logarithmic, with plain numbers at its ticks."""
-    panel.set_yscale("log", subs=[2, 3, 5])
+    panel.set_yscale("log", subs=[2, 3, 5])  # minor ticks at 2, 3, 5, 20, 30, 50 ...
     panel.yaxis.set_major_formatter("{x:g}")
-    panel.yaxis.set_minor_formatter("{x:g}")
+    low, high = panel.get_ylim()
+    few_decades = high < 300 * low
+    panel.yaxis.set_minor_formatter("{x:g}" if few_decades else "")
 
 
 def finish_panel(panel: Axes, steps: np.ndarray) -> None:
     """Give a panel its legend, its grid, and a logarithmic axis of steps, alike in all panels."""
     panel.legend()
     panel.grid(alpha=0.3, which="both")
-    panel.set_xscale("symlog", linthresh=1, linscale=0.5)  # linear from 0 to 1: a log has no 0
+    # Linear from 0 to 1, half as long as a decade, since a logarithm has no 0.
+    panel.set_xscale("symlog", linthresh=1, linscale=0.5)
     panel.xaxis.set_major_formatter("{x:.0f}")
-    panel.set_xlim(0, max(steps[-1], 1))
+    panel.set_xlim(0, max(steps[-1], 1))  # 1, if there is only step 0
 
 
 def draw_entries(panel: Axes, feedback: np.ndarray, weight: np.ndarray, when: str) -> None:
     """Draw W against B, entry by entry."""
-    size = 12 if feedback.size < 1000 else 1  # points^2; ten thousand dots must still read
+    size = 12 if feedback.size < 1000 else 1  # points^2: ten thousand dots need small ones
     panel.scatter(feedback, weight, s=size, color="#009E73")
     panel.set_title(f"W against B at the {when}: {angle(feedback, weight):.0f}°")
-    panel.set_xlabel("entry of B")
+    panel.set_xlabel("entry of B, first seed")
     panel.set_ylabel("the same entry of W")
     panel.set_box_aspect(1)
     panel.grid(alpha=0.3)
 
 
 def angle(a: np.ndarray, b: np.ndarray) -> float:
-    """Return the angle in degrees between two matrices, each taken as one vector."""
+    """Return the angle in degrees between two matrices, as the log's weight_angle."""
     cosine = (a * b).sum() / (np.linalg.norm(a) * np.linalg.norm(b))
     return np.degrees(np.arccos(cosine.clip(-1, 1)))  # rounding may leave [-1, 1]
 
 
 def title(config: dict, seeds: int) -> str:
     """Return what was trained on what, in the words of config.json."""
-    lines = [f"{config['trained_on']}; mean ± standard deviation, seeds: {seeds}"]
+    spread = f"mean ± standard deviation over {seeds} seeds" if seeds > 1 else "one seed"
+    lines = [f"{config['trained_on']}, {spread}"]
     for rule, network in config["networks"].items():
         lines.append(f"{rule}: {network}")
     lines.append(config["optimizer"])
@@ -219,16 +229,18 @@ def title(config: dict, seeds: int) -> str:
     return "\n".join(textwrap.fill(line, 110) for line in lines)
 
 
-def say_what_is_not_drawn(log: Log, path: Path) -> None:
-    """Print the columns that no panel shows, and where a mean ends because a seed overflows."""
+def say_what_is_not_drawn(log: Log, figure: Figure, path: Path) -> None:
+    """Print the columns that no panel shows, and the seeds whose values become inf or nan."""
+    shown = {"seed", "epoch", "step"}
+    for panel in figure.axes:
+        shown |= {line.get_gid() for line in panel.lines}
     for name in log:
-        is_drawn = name.rpartition("_")[2] in QUANTITIES
-        if not is_drawn and name not in ("seed", "epoch", "step"):
+        if name not in shown:
             print(f"{path}: no panel shows {name}", file=sys.stderr)
     for index, seed in enumerate(log["seed"][:, 0]):
         values = [column[index] for column in log.values()]
         if not np.isfinite(values).all():
-            print(f"{path}: the means end where seed {seed:.0f} overflows", file=sys.stderr)
+            print(f"{path}: means end where seed {seed:.0f} is not finite", file=sys.stderr)
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -244,8 +256,8 @@ def main(arguments: list[str] | None = None) -> None:
         read_out = read_arrays(path.with_name("fa_read_out.npz"))
     except (OSError, UnreadableRun) as problem:
         parser.error(str(problem))
-    say_what_is_not_drawn(log, path)
     figure = plot(log, config, read_out)
+    say_what_is_not_drawn(log, figure, path)
     out = path.with_name("losses.png") if options.out is None else options.out.expanduser()
     file_format = out.suffix[1:] or "png"
     if file_format not in figure.canvas.get_supported_filetypes():

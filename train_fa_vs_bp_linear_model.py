@@ -1,16 +1,18 @@
 """Train matched linear networks by feedback alignment and backpropagation, on MNIST.
 
-Three networks of 784 pixels, 20 hidden units and 10 outputs, without non-linearity, start from the
-same weights and see the same mini-batches. All that differs is the message by which the error e at
-the outputs teaches the hidden layer:
+Three networks of 784 pixels, 20 hidden units and 10 outputs start from the same weights and see the
+same mini-batches. They are linear, the simplest in which an error has to be sent back through
+weights. All that differs is the message by which the error e at the outputs teaches the hidden
+layer:
 
     fa       B^T e: e sent back through a fixed random matrix B (feedback alignment)
     bp       W^T e: e sent back through the weights W of the read-out (backpropagation)
     shallow  none: the hidden layer stays as it was drawn, and only the read-out learns
 
-A random message can teach because W comes to resemble B. The log has two angles to see it by, that
-between the messages B^T e and W^T e, and that between the matrices. Both start near 90 degrees and
-fall; then FA's loss follows. With --freeze-read-out W cannot turn, and FA fails.
+A random message can teach because W comes to resemble B (README.md says why). The log has two
+angles to see it by, that between the messages B^T e and W^T e, and that between the matrices. Both
+start near 90 degrees, as between unrelated vectors, and fall; then FA's loss follows. With
+--freeze-read-out W cannot turn, and FA fails.
 """
 
 import argparse
@@ -49,7 +51,8 @@ class DataSet(NamedTuple):
 
     def to(self, device: str) -> "DataSet":
         """Return the data set with its tensors on that device."""
-        return DataSet(self.name, self.classes, *(tensor.to(device) for tensor in self[2:]))
+        name, classes, *tensors = self
+        return DataSet(name, classes, *(tensor.to(device) for tensor in tensors))
 
 
 # What is compared: the networks, and how they are matched.
@@ -58,12 +61,12 @@ class DataSet(NamedTuple):
 def build_network(data: DataSet, hidden: int, upper: type[nn.Linear]) -> nn.Sequential:
     """Return a network pixels-hidden-classes.
 
-    `upper` is the class of every linear layer above the first. It decides by which rule the layers
-    below it learn, as that is what it sends down: the first layer sends nothing, and is always an
-    nn.Linear.
+    `upper` is the type of each linear layer above the first, nn.Linear or FALinear. A layer's type
+    decides what it sends down, and so by which rule the layers below it learn. The first layer
+    sends nothing, and is always an nn.Linear.
     """
     pixels = data.train_images.shape[1]
-    layers = {
+    layers = {  # by name: what is frozen or measured is asked for as network.read_out
         "hidden": nn.Linear(pixels, hidden),
         "read_out": upper(hidden, data.classes),
     }
@@ -77,16 +80,16 @@ def matched_networks(data: DataSet, options: argparse.Namespace, seed: int) -> n
     as the weight W of its read-out is, but independently, and is not scaled.
     """
     torch.manual_seed(seed)
-    uppers = {"fa": FALinear, "bp": nn.Linear, "shallow": nn.Linear}
+    types = {"fa": FALinear, "bp": nn.Linear, "shallow": nn.Linear}
     networks = nn.ModuleDict()
-    for rule, upper in uppers.items():
+    for rule, upper in types.items():
         networks[rule] = build_network(data, options.hidden, upper)
-    start = dict(networks["fa"].named_parameters())
-    for parameter in start.values():
-        parameter.data.mul_(options.init_scale)
+    first = networks["fa"]
+    with torch.no_grad():
+        for parameter in first.parameters():
+            parameter.mul_(options.init_scale)
     for network in networks.values():
-        # Buffers, such as B, are a network's own. Strict: it is an error if the rest does not fit.
-        network.load_state_dict(start | dict(network.named_buffers()))
+        copy_weights(first, network)
     networks["shallow"].requires_grad_(False)
     networks["shallow"].read_out.requires_grad_(True)
     if options.freeze_read_out:
@@ -96,15 +99,27 @@ def matched_networks(data: DataSet, options: argparse.Namespace, seed: int) -> n
     return networks
 
 
+def copy_weights(source: nn.Module, target: nn.Module) -> None:
+    """Give a network the weights and biases of another; its buffers, such as B, stay its own.
+
+    Raises RuntimeError where they are not the same by name and shape.
+    """
+    state = dict(source.named_parameters()) | dict(target.named_buffers())
+    target.load_state_dict(state)
+
+
 def make_optimizer(networks: nn.ModuleDict, options: argparse.Namespace) -> torch.optim.Optimizer:
-    """Return one optimizer for all networks. What it does with a weight depends on no other one."""
+    """Return one optimizer for all networks.
+
+    SGD treats each weight by itself, so that one serves all, and leaves alone what is frozen.
+    """
     return torch.optim.SGD(
         networks.parameters(),
         lr=options.lr,
         momentum=options.momentum,
         nesterov=options.momentum > 0,  # torch refuses Nesterov without momentum
         weight_decay=options.weight_decay,
-        fused=True,  # decay, momentum and step in one pass over the weights
+        fused=True,  # the same in one pass over the weights: faster
     )
 
 
@@ -116,8 +131,8 @@ def train(
 ) -> Iterator[dict[str, float]]:
     """Train all networks on the same mini-batches in the same order; yield the log's rows.
 
-    A generator, so that each row can be logged as soon as it is there, and a run that is killed
-    keeps what it had.
+    It yields them one by one, so that each can be logged at once, and a run that is killed keeps
+    what it had.
     """
     optimizer = make_optimizer(networks, options)
     shuffle = torch.Generator().manual_seed(seed)
@@ -127,7 +142,7 @@ def train(
         # Indices of images. With all images on the device, taking those of a mini-batch is one
         # look-up; a DataLoader would fetch them one by one, and take most of the time.
         batches = order.to(options.device).split(options.batch_size)
-        if epoch == 0:
+        if epoch == 0:  # a row before any training
             first_losses = batch_losses(networks, data, batches[0]).detach()
             yield make_row(0, 0, [first_losses], networks, data)
         for step, batch in enumerate(batches, start=1):
@@ -152,8 +167,8 @@ def batch_losses(networks: nn.ModuleDict, data: DataSet, batch: Tensor) -> Tenso
 def row_is_due(epoch: int, step: int, last_step: int, log_every: int) -> bool:
     """Tell whether the log gets a row after this step of the epoch.
 
-    It does every `log_every` steps and at each epoch's last. In the first epoch, as alignment
-    begins early, it does at powers of two below `log_every`, too.
+    A row is due every `log_every` steps and after each epoch's last step; and in the first epoch,
+    where alignment begins within a hundred steps, after steps 1, 2, 4, 8 and so on.
     """
     if step % log_every == 0 or step == last_step:
         return True
@@ -166,41 +181,44 @@ def make_row(
 ) -> dict[str, float]:
     """Return a row of the log, {column: value}: epoch (from 0), step in it, losses, measures.
 
-    A training loss is a mean over the mini-batches since the row before, each taken before its own
-    update; at step 0 it is that of the first mini-batch. `losses` has a tensor (networks,) of each.
+    `losses` holds those of each mini-batch since the row before, shape (networks,), taken before
+    its update. The row has each network's mean.
     """
     means = torch.stack(losses).mean(dim=0)
-    columns = {f"{rule}_loss": loss for rule, loss in zip(networks, means, strict=True)}
+    columns = {f"{rule}_loss": mean for rule, mean in zip(networks.keys(), means, strict=True)}
     columns |= measure(networks, data)
     return {"epoch": epoch, "step": step} | {name: float(v) for name, v in columns.items()}
 
 
 @torch.no_grad()
 def measure(networks: nn.ModuleDict, data: DataSet) -> dict[str, Tensor]:
-    """Return {column: value}: each network's test error, and FA's two angles.
+    """Return {column: value}: each network's test error, and two angles at FA's read-out.
 
     A test error is the percentage of the test images that a network misclassifies. The angles are
-    in degrees: `message_angle` between B^T e and W^T e, both in FA's network, a mean over test
-    images (as in Lillicrap et al. 2016, Figs. 1 and 2); `weight_angle` between B and W, each taken
-    as one long vector.
+    in degrees: `message_angle` between what the read-out sends down, B^T e, and W^T e, a mean over
+    test images (as in Lillicrap et al. 2016, Figs. 1 and 2); `weight_angle` between B and W, each
+    taken as one long vector.
     """
+    networks.eval()  # for layers that train otherwise than they compute, such as dropout
     columns = {}
     outputs = {rule: network(data.test_images) for rule, network in networks.items()}
     for rule in networks:
         wrong = outputs[rule].argmax(dim=1) != data.test_labels
         columns[f"{rule}_error"] = 100 * wrong.float().mean()
     W, B = networks["fa"].read_out.weight, networks["fa"].read_out.feedback
-    # e is the gradient of the cross-entropy with respect to the outputs, one image a row.
+    # e is the gradient of the cross-entropy with respect to the outputs: for each image, a row,
+    # the probabilities minus the one-hot label.
     e = outputs["fa"].softmax(dim=1) - F.one_hot(data.test_labels, data.classes)
-    # Where e is 0 there is no message, so no angle: the mean leaves it out.
+    # Where e is 0 there is no message, and the angle is nan: nanmean leaves it out.
     columns["message_angle"] = angle(e @ B, e @ W).nanmean()
     columns["weight_angle"] = angle(B.flatten(), W.flatten())
+    networks.train()
     return columns
 
 
 def angle(a: Tensor, b: Tensor) -> Tensor:
     """Return the angles in degrees, shape (...), between vectors (..., n); nan where one is 0."""
-    # F.cosine_similarity would say 0 of a vector that is 0: a false 90 degrees.
+    # F.cosine_similarity is 0 where a vector is 0, which would be a false 90 degrees.
     cosine = (a * b).sum(dim=-1) / (a.norm(dim=-1) * b.norm(dim=-1))
     return cosine.clamp(-1, 1).acos().rad2deg()  # rounding may leave [-1, 1]
 
@@ -209,10 +227,11 @@ def angle(a: Tensor, b: Tensor) -> Tensor:
 
 
 def load_data(choice: str, data_dir: Path) -> DataSet:
-    """Return what SOURCE names, or random patterns: for "synthetic", and offline for "auto".
+    """Return the data set that is asked for: the name of SOURCE, "synthetic" or "auto".
 
-    Patterns stand in only where no file of the data set is on disk, and it cannot be downloaded.
-    Raises OSError where files are missing, or there, but not to be read.
+    SOURCE is read from disk, and downloaded before if files are missing. "synthetic" are random
+    patterns. For "auto" they stand in, but only where no file of SOURCE is on disk and it cannot
+    be downloaded. Raises OSError where files are missing, or cannot be read.
     """
     if choice == "synthetic":
         return random_patterns()
@@ -221,15 +240,15 @@ def load_data(choice: str, data_dir: Path) -> DataSet:
         print(f"Downloading {SOURCE.__name__} to {folder} ...", flush=True)
         try:
             download(data_dir)
-        # torchvision raises RuntimeError where no mirror answers, or a file is not as it should be.
+        # What torchvision raises when no mirror answers, or what came is cut or not the file. Other
+        # errors, of a folder that cannot be written to, say, are no failed download.
         except (RuntimeError, HTTPException, ConnectionError, TimeoutError) as failure:
             missing = missing_files(folder)
-            if not missing:
-                raise
-            reason = " ".join(str(failure).split()) or type(failure).__name__
+            reason = " ".join(str(failure).split()) or type(failure).__name__  # in one line
             problem = f"cannot download {SOURCE.__name__} ({reason}); "
             problem += f"missing in {folder}: {', '.join(missing)}"
-            if choice != "auto" or any(folder.glob("*")):
+            some_are_here = any(folder.glob("*"))
+            if some_are_here or choice != "auto":
                 raise OSError(problem) from failure
             print(f"WARNING: {problem}", file=sys.stderr)
             print("WARNING: random patterns stand in", file=sys.stderr)
@@ -239,6 +258,7 @@ def load_data(choice: str, data_dir: Path) -> DataSet:
 
 def missing_files(folder: Path) -> list[str]:
     """Return the names of the data set's files that are not in its folder."""
+    # SOURCE.resources are pairs of a compressed file's name and its checksum.
     names = [compressed.removesuffix(".gz") for compressed, _checksum in SOURCE.resources]
     return [name for name in names if not (folder / name).is_file()]
 
@@ -246,15 +266,14 @@ def missing_files(folder: Path) -> list[str]:
 def download(data_dir: Path) -> None:
     """Download the files that are missing, and unpack them."""
     socket.setdefaulttimeout(10)  # seconds; a silent server would else hold the run forever
-    SOURCE(data_dir, download=True)
+    source = SOURCE.__new__(SOURCE)  # without __init__, which would read the files, too
+    source.root = data_dir
+    source.download()
 
 
 def read_data(data_dir: Path) -> DataSet:
     """Return the data set that lies on disk, normalised by its training images."""
     train_part, test_part = SOURCE(data_dir, train=True), SOURCE(data_dir, train=False)
-    for part in train_part, test_part:
-        if len(part.data) != len(part.targets):
-            raise ValueError(f"{len(part.data)} images, but {len(part.targets)} labels")
     train_pixels = train_part.data.flatten(start_dim=1) / 255
     test_pixels = test_part.data.flatten(start_dim=1) / 255
     # Rounded, they are what is customary for MNIST: 0.1307 and 0.3081.
@@ -268,6 +287,19 @@ def read_data(data_dir: Path) -> DataSet:
         test_images=(test_pixels - mean) / deviation,
         test_labels=test_part.targets,
     )
+
+
+def check_data(data: DataSet) -> None:
+    """Raise ValueError where the networks would train on something else than what is meant."""
+    pairs = (data.train_images, data.train_labels), (data.test_images, data.test_labels)
+    for images, labels in pairs:
+        if labels.shape != images.shape[:1]:
+            shapes = f"{tuple(images.shape)} and {tuple(labels.shape)}"
+            raise ValueError(f"{data.name}: images and labels of shapes {shapes}")
+        if labels.min() < 0 or labels.max() >= data.classes:
+            raise ValueError(f"{data.name}: labels are not from 0 to {data.classes - 1}")
+        if not images.isfinite().all():
+            raise ValueError(f"{data.name}: pixels are not finite")
 
 
 def random_patterns(train_size: int = 60_000, test_size: int = 10_000) -> DataSet:
@@ -294,7 +326,7 @@ def random_patterns(train_size: int = 60_000, test_size: int = 10_000) -> DataSe
 def compare(data: DataSet, options: argparse.Namespace) -> Iterator[dict[str, float]]:
     """Train a matched set of networks for each seed; yield the rows of all.
 
-    When the first is trained, FA's B and W, W also as it started, go to `fa_read_out.npz`.
+    Of the first seed, B and W of FA's read-out, W before and after the training, are saved.
     """
     for seed in options.seeds:
         networks = matched_networks(data, options, seed).to(options.device)
@@ -316,12 +348,13 @@ def as_array(tensor: Tensor) -> np.ndarray:
 def record(row: dict[str, float], log: TextIO) -> None:
     """Write a row to the log and to the terminal."""
     print(*texts(row, ".6g"), sep=",", file=log, flush=True)
+    # "#" keeps zeros at the end, so that the columns line up.
     cells = [text.rjust(len(name)) for name, text in zip(row, texts(row, "#.4g"), strict=True)]
     print(*cells, sep="|", flush=True)
 
 
 def texts(row: dict[str, float], float_format: str) -> list[str]:
-    """Return a row's values as texts, whole numbers with all their digits."""
+    """Return a row's values as texts. The format is not for whole numbers: they keep all digits."""
     return [str(v) if isinstance(v, int) else format(v, float_format) for v in row.values()]
 
 
@@ -336,8 +369,13 @@ def print_summary(last_rows: list[dict[str, float]]) -> None:
 
 
 def describe_network(network: nn.Module) -> str:
-    """Return in words what the layers say of themselves: "Linear 784-20, FALinear 20-10"."""
+    """Return a network's layers in words, such as "Linear 784-20 (frozen), FALinear 20-10".
+
+    One that is no plain nn.Sequential is called by its class before.
+    """
     words = []
+    if type(network) is not nn.Sequential:
+        words.append(type(network).__name__)
     for layer in network.children():
         text = " ".join(str(layer).split())
         if isinstance(layer, nn.Linear):
@@ -350,18 +388,25 @@ def describe_network(network: nn.Module) -> str:
 
 
 def describe_optimizer(optimizer: torch.optim.Optimizer) -> str:
-    """Return in words what an optimizer says of itself: "SGD: lr 0.001, momentum 0.9"."""
+    """Return an optimizer's settings in words, such as "SGD: lr 0.001, momentum 0.9"."""
     groups = []
     for group in optimizer.param_groups:
-        settings = {name: value for name, value in group.items() if name != "params"}
-        # 0, False and None turn a setting off.
-        groups.append(", ".join(f"{name} {value}" for name, value in settings.items() if value))
+        settings = []
+        for name, value in group.items():
+            is_off = value is None or value is False
+            if name != "params" and not is_off:
+                settings.append(f"{name} {value}")
+        groups.append(", ".join(settings))
     return f"{type(optimizer).__name__}: {'; '.join(groups)}"
 
 
 def write_config(data: DataSet, options: argparse.Namespace, arguments: list[str]) -> None:
-    """Write config.json: what was asked for, and what is trained, on what."""
-    networks = matched_networks(data, options, options.seeds[0])
+    """Write config.json: the options, and in words what is trained on what.
+
+    The words are those of the modules and the optimizer themselves, as an option may be one that
+    the code uses no more.
+    """
+    networks = matched_networks(data, options, options.seeds[0])  # only to be described
     config = vars(options) | {
         "arguments": arguments,
         "trained_on": data.name,
@@ -369,7 +414,7 @@ def write_config(data: DataSet, options: argparse.Namespace, arguments: list[str
         "optimizer": describe_optimizer(make_optimizer(networks, options)),
         "torch": torch.__version__,
     }
-    text = json.dumps(config, indent=2, default=str)
+    text = json.dumps(config, indent=2, default=str)  # str: of paths
     (options.out / "config.json").write_text(text + "\n", encoding="utf-8")
 
 
@@ -384,7 +429,7 @@ def count(text: str) -> int:
 def amount(text: str) -> float:
     """Return a number from 0, for argparse."""
     value = float(text)
-    if not value >= 0:  # as nan is not
+    if not value >= 0:  # refuses nan as well
         raise argparse.ArgumentTypeError(f"{text} is not 0 or more")
     return value
 
@@ -401,12 +446,13 @@ def make_parser() -> argparse.ArgumentParser:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     add = parser.add_argument_group("networks").add_argument
-    add("--hidden", type=count, default=20, help="hidden units; with 1000, shallow does as well")
+    add("--hidden", type=count, default=20, help="hidden units; with 1000, shallow is as good")
     add("--init-scale", type=amount, default=1.0, help="multiplies the initial weights, but not B")
-    frozen = "never train W and b of the read-out, so that W cannot come to resemble B"
-    add("--freeze-read-out", action="store_true", help=frozen)
+    freeze_help = "never train W and b of the read-out, so that W cannot come to resemble B"
+    add("--freeze-read-out", action="store_true", help=freeze_help)
 
-    # Momentum, weight decay and mini-batch are those of L0SG/feedback-alignment-pytorch.
+    # Momentum, weight decay and mini-batch are those of L0SG/feedback-alignment-pytorch, on GitHub,
+    # which this comparison follows. Its learning rate, 1e-4, is for 1,000 hidden units.
     add = parser.add_argument_group("training").add_argument
     add("--epochs", type=count, default=5, help="passes over the training images")
     add("--batch-size", type=count, default=32, help="images in a mini-batch")
@@ -415,15 +461,15 @@ def make_parser() -> argparse.ArgumentParser:
     add("--weight-decay", type=amount, default=1e-3, help="weight decay (L2); 0: none")
     add("--seeds", type=int, default=[0], nargs="+", help="one matched set of networks each")
 
-    accelerator = (
-        torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu"
-    )
+    device = "cpu"
+    if torch.accelerator.is_available():
+        device = str(torch.accelerator.current_accelerator())
     new_folder = datetime.now().strftime("runs/%Y-%m-%d_%H-%M-%S-%f")
     choices = ["auto", SOURCE.__name__.lower(), "synthetic"]
     add = parser.add_argument_group("data, device and log").add_argument
     add("--dataset", default="auto", choices=choices, help="auto: synthetic only if offline")
     add("--data-dir", type=path, default="data", help="where it is, or is downloaded to")
-    add("--device", default=str(accelerator), help="cpu, cuda, ...")
+    add("--device", default=device, help="cpu, cuda, ...")
     add("--threads", type=count, default=1, help="of the CPU; with 20 hidden units 1 is best")
     add("--log-every", type=count, default=125, help="steps between rows; 125: 15 rows an epoch")
     add("--out", type=path, default=new_folder, help="new folder for what a run writes")
@@ -440,11 +486,13 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error(f"argument --out: {options.out} is there already")
     try:
         torch.zeros(1, device=options.device).item()
-    except (RuntimeError, AssertionError) as problem:  # no such device
-        parser.error(f"argument --device: {str(problem).partition(chr(10))[0]}")
+    except (RuntimeError, AssertionError) as problem:  # PyTorch has no such device
+        first_line = str(problem).partition("\n")[0]
+        parser.error(f"argument --device: {first_line}")
     torch.set_num_threads(options.threads)
     try:
         data = load_data(options.dataset, options.data_dir).to(options.device)
+        check_data(data)
         options.out.mkdir(parents=True)
     except OSError as problem:
         parser.error(str(problem))
@@ -456,14 +504,14 @@ def main(arguments: list[str] | None = None) -> int:
     with open(options.out / "losses.csv", "w", encoding="utf-8") as log:
         try:
             for row in compare(data, options):
-                if not last_rows:
-                    print(*row, sep=",", file=log)
-                    print(*row, sep="|")
+                if not last_rows:  # before the first row, the header
+                    print(*row.keys(), sep=",", file=log)
+                    print(*row.keys(), sep="|")
                 record(row, log)
                 last_rows[row["seed"]] = row
         except KeyboardInterrupt:
             print(f"\nInterrupted. All rows so far are in {log.name}.", file=sys.stderr)
-            return 130
+            return 130  # as shells do after Ctrl-C
     if len(last_rows) > 1:
         print_summary(list(last_rows.values()))
     print(f"\nResults: {log.name}\nTo plot them, run plot_losses.py.")

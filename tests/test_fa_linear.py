@@ -178,6 +178,34 @@ def test_the_exact_law_behind_alignment():
     torch.testing.assert_close(read_out.feedback.T @ dW, law.detach())
 
 
+def test_what_was_copied_points_along_b_by_half_the_square_of_what_was_written():
+    """Over many mini-batches of plain SGD; exact, if the squares of the steps are taken off."""
+    hidden, read_out = nn.Linear(12, 7).double(), FALinear(7, 4).double()
+    start = copy.deepcopy(hidden)
+    optimizer = torch.optim.SGD([*hidden.parameters(), *read_out.parameters()], lr=0.1)
+    copied, squares = 0, 0
+    for _step in range(30):
+        before = copy.deepcopy(hidden)
+        inputs = torch.randn(8, 12).double()
+        outputs = read_out(hidden(inputs))
+        loss = F.cross_entropy(outputs, torch.arange(8) % 4)
+        (e,) = torch.autograd.grad(loss, outputs, retain_graph=True)
+        copied -= 0.1 * e.T @ (hidden(inputs) - start(inputs)).detach()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        squares += square_of_change(before, hidden)
+    inner_product = (copied * read_out.feedback).sum()
+    torch.testing.assert_close(inner_product, (square_of_change(start, hidden) - squares) / 2)
+
+
+@torch.no_grad()
+def square_of_change(before, after):
+    """Return the squared size of the difference of two layers, weights and biases."""
+    pairs = zip(before.parameters(), after.parameters(), strict=True)
+    return sum((new - old).square().sum() for old, new in pairs)
+
+
 def test_works_under_vmap():
     layer, inputs = FALinear(6, 3), torch.randn(7, 6)
     messages = vmap(grad(lambda input: layer(input).square().sum()))(inputs)

@@ -125,12 +125,21 @@ def test_each_line_has_its_style():
     }
 
 
+def test_the_title_of_one_seed_claims_no_spread():
+    assert figure_of([row()]).get_suptitle().startswith("MNIST, one seed\n")
+
+
 def test_a_rule_or_an_angle_that_is_not_known_is_drawn_under_its_own_name():
     rows = [row(sign_loss=5, sign_error=6, tilt_angle=7)]
     loss, error, angle = figure_of(rows).axes
     assert lines_of(loss)["sign"] == [5]
     assert lines_of(error)["sign"] == [6]
     assert lines_of(angle)["tilt"] == [7]
+    assert loss.lines[-1].get_color() == angle.lines[-2].get_color() == "#E69F00"
+
+
+def test_another_quantity_does_not_take_the_label_of_a_known_name():
+    assert list(lines_of(panel_of([row(weight_loss=5)], "loss")))[-1] == "weight"
 
 
 # Where they are drawn
@@ -173,7 +182,18 @@ def test_losses_and_errors_have_a_logarithmic_axis_with_plain_numbers(quantity, 
     assert "0.4" not in labels
 
 
-@pytest.mark.parametrize(("largest", "top"), [(95, 110), (150, 150)])
+@pytest.mark.parametrize(("largest", "labelled"), [(250, True), (350, False)])
+def test_over_many_decades_only_powers_of_ten_have_a_label(largest, labelled):
+    panel = panel_of([row(fa_loss=largest)], "loss")
+    panel.set_ylim(1, largest)
+    plot_losses.make_logarithmic(panel)
+    panel.figure.draw_without_rendering()
+    labels = {label.get_text() for label in panel.get_yticklabels(which="both")}
+    assert ("20" in labels) == labelled
+    assert {"1", "10", "100"} <= labels
+
+
+@pytest.mark.parametrize(("largest", "top"), [(95, 110), (150, 155)])
 def test_angles_have_a_linear_axis_from_0_beyond_90(largest, top):
     panel = panel_of([row(message_angle=largest)], "angle")
     assert panel.get_yscale() == "linear"
@@ -186,7 +206,7 @@ def test_panels_have_titles_axis_labels_legends_and_grids():
     assert [panel.get_title() for panel in panels] == [
         "Training loss",
         "Test error",
-        "FA's alignment",
+        "FA's alignment at the read-out",
     ]
     units = ["cross-entropy (nats)", "misclassified (%)", "angle (degrees)"]
     assert [panel.get_ylabel() for panel in panels] == units
@@ -198,7 +218,7 @@ def test_panels_have_titles_axis_labels_legends_and_grids():
 def test_the_title_says_in_words_what_was_trained_on_what():
     config = CONFIG | {"arguments": []}
     assert figure_of([row(0), row(1)], config=config).get_suptitle().splitlines() == [
-        "MNIST; mean ± standard deviation, seeds: 2",
+        "MNIST, mean ± standard deviation over 2 seeds",
         "fa: Linear 784-20, FALinear 20-10",
         "bp: Linear 784-20, Linear 20-10",
         "SGD: lr 0.5",
@@ -243,7 +263,7 @@ def test_both_panels_of_w_say_when_and_at_which_angle():
     assert end.get_title() == "W against B at the end: 180°"
     for panel in start, end:
         labels = panel.get_xlabel(), panel.get_ylabel()
-        assert labels == ("entry of B", "the same entry of W")
+        assert labels == ("entry of B, first seed", "the same entry of W")
 
 
 @pytest.mark.parametrize(("connections", "size"), [(200, 12), (10_000, 1)])
@@ -284,11 +304,11 @@ def test_a_last_line_that_is_cut_is_left_out_and_shown(capsys):
     assert capsys.readouterr().err == f"{path}: left out the last line, which is cut: 0,0,20,1.2\n"
 
 
-def test_a_mean_ends_where_a_seed_overflows_and_this_is_said(capsys):
+def test_a_mean_ends_where_a_seed_is_not_finite_and_this_is_said(capsys):
     rows = [*two_rows(seed=0), row(seed=1), row(seed=1, step=10, fa_loss="nan")]
     write_run(rows)
     plot_losses.main([])
-    assert capsys.readouterr().err == "runs/a/losses.csv: the means end where seed 1 overflows\n"
+    assert capsys.readouterr().err == "runs/a/losses.csv: means end where seed 1 is not finite\n"
     line = panel_of(rows, "loss").lines[0]
     np.testing.assert_array_equal(line.get_ydata(), [1, np.nan])
 

@@ -163,7 +163,7 @@ def test_config_says_what_was_asked_for_and_what_was_trained_on_what():
             "bp": "Linear 784-16, Linear 16-10",
             "shallow": "Linear 784-16 (frozen), Linear 16-10",
         },
-        "optimizer": "SGD: lr 0.001, weight_decay 0.001, fused True",
+        "optimizer": "SGD: lr 0.001, momentum 0.0, dampening 0, weight_decay 0.001, fused True",
         "torch": torch.__version__,
     }
 
@@ -185,9 +185,15 @@ def test_another_optimizer_is_described_by_its_own_settings():
     weights = [nn.Parameter(torch.zeros(1)) for _ in range(2)]
     groups = [{"params": weights[:1]}, {"params": weights[1:], "lr": 0.5}]
     optimizer = torch.optim.Adam(groups, lr=0.25, betas=(0.5, 0.75), eps=0.125)
-    assert script.describe_optimizer(optimizer) == (
-        "Adam: lr 0.25, betas (0.5, 0.75), eps 0.125; lr 0.5, betas (0.5, 0.75), eps 0.125"
-    )
+    rest = "betas (0.5, 0.75), eps 0.125, weight_decay 0"
+    assert script.describe_optimizer(optimizer) == f"Adam: lr 0.25, {rest}; lr 0.5, {rest}"
+
+
+def test_a_network_of_another_class_is_called_by_it():
+    class Direct(nn.Sequential):
+        pass
+
+    assert script.describe_network(Direct(nn.Linear(2, 3))) == "Direct, Linear 2-3"
 
 
 # Options
@@ -397,8 +403,31 @@ def test_a_file_that_is_cut_is_an_error_with_its_traceback(file):
 def test_labels_of_another_number_of_images_are_an_error():
     write_mnist(RAW)
     (RAW / FILES[0]).write_bytes((RAW / FILES[2]).read_bytes())
-    with pytest.raises(ValueError, match="100 images, but 300 labels"):
+    with pytest.raises(ValueError, match=r"MNIST: images .* \(100, 784\) and \(300,\)"):
         run("--dataset=auto")
+
+
+NAN = torch.full((100, 784), float("nan"))
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        pytest.param({"test_labels": torch.zeros(100, 1)}, "shapes", id="labels in a column"),
+        pytest.param({"test_labels": torch.zeros(1)}, "shapes", id="one label for all"),
+        pytest.param({"train_labels": torch.zeros(301)}, "shapes", id="too many labels"),
+        pytest.param({"test_labels": torch.full((100,), 10)}, "0 to 9", id="label too large"),
+        pytest.param({"train_labels": torch.full((300,), -1)}, "0 to 9", id="label negative"),
+        pytest.param({"test_images": NAN}, "not finite", id="pixels not finite"),
+    ],
+)
+def test_own_data_that_do_not_fit_are_an_error_and_nothing_is_made(
+    small, monkeypatch, change, problem
+):
+    monkeypatch.setattr(script, "load_data", lambda *_: small._replace(**change))
+    with pytest.raises(ValueError, match=problem):
+        run("--out=run")
+    assert not Path("run").exists()
 
 
 def test_a_file_that_cannot_be_read_is_named(monkeypatch, capsys):
@@ -428,13 +457,13 @@ def test_a_mistake_in_code_that_loads_data_is_not_taken_for_a_failed_download(mo
         script.load_data("auto", Path("data"))
 
 
-def test_a_download_that_fails_with_all_files_on_disk_keeps_its_traceback(monkeypatch):
-    def download(_data_dir):
-        write_mnist(RAW)
-        raise RuntimeError("cannot be read")
+def test_a_mistake_in_a_source_of_ones_own_is_not_taken_for_a_failed_download(monkeypatch):
+    def mistaken(*_arguments, **_settings):
+        raise RuntimeError("a mistake")
 
-    monkeypatch.setattr(script, "download", download)
-    with pytest.raises(RuntimeError, match="cannot be read"):
+    own = type("Own", (script.SOURCE,), {"__init__": mistaken, "download": lambda _self: None})
+    monkeypatch.setattr(script, "SOURCE", own)
+    with pytest.raises(RuntimeError, match="a mistake"):
         script.load_data("auto", Path("data"))
 
 

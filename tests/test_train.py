@@ -228,6 +228,14 @@ def test_random_patterns_can_be_learned(trained):
     assert rows[-1]["bp_error"] < 50 < rows[0]["bp_error"]
 
 
+def test_errors_are_measured_without_dropout_and_training_goes_on_with_it(small, monkeypatch):
+    change_networks(monkeypatch, dropout=lambda _upper: nn.Dropout(0.9))
+    networks = matched(small)
+    row = next(script.train(networks, small, options_of(), seed=0))
+    assert row["fa_error"] == row["bp_error"] == row["shallow_error"]
+    assert networks["fa"].dropout.training
+
+
 def test_a_fourth_rule_is_logged_by_its_name(small):
     networks = matched(small)
     networks["fourth"] = script.build_network(small, 16, FALinear)
