@@ -2,10 +2,9 @@
 
 import csv
 import itertools
+import multiprocessing
 import os
 import signal
-import subprocess
-import sys
 import time
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
@@ -511,34 +510,39 @@ def test_all_seeds_of_all_labels_are_run_and_their_rows_printed(monkeypatch, cap
     assert capsys.readouterr().out == "a|2.0±1.6||||||\nb|2.0±1.6||||||\n"
 
 
-SLOW_COMMAND = """
-import sys, time
-sys.path.insert(0, {tests!r})
-import controls
-def run(label, seed, data_dir):
-    print(controls.os.getpid(), flush=True)
+def wait_for_long(_label, _seed, log):
+    """Stand in for `run`: tell which process it is that would compute."""
+    with open(log, "a") as file:
+        file.write(f"{os.getpid()}\n")
     time.sleep(60)
-controls.run = run
-controls.load = lambda data_dir: None
-controls.main(["data"])
-"""
 
 
-@pytest.mark.skipif(os.name == "nt", reason="sends POSIX signals")
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
+def command_that_waits(log):
+    multiprocessing.set_start_method("fork", force=True)  # so that workers have the stand-ins
+    controls.run = wait_for_long
+    controls.load = lambda _data_dir: None
+    controls.main([str(log)])
+
+
+def wait_until(is_true):
+    deadline = time.monotonic() + 20
+    while not is_true():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
 def test_a_command_that_is_stopped_leaves_no_worker_and_the_file(number, tmp_path):
     committed = (controls.RESULTS / "controls.csv").read_bytes()
-    code = SLOW_COMMAND.format(tests=str(Path(__file__).parent))
     log = tmp_path / "log"
-    with open(log, "w") as file:
-        parent = subprocess.Popen([sys.executable, "-c", code], stdout=file, stderr=file)
-    deadline = time.monotonic() + 30
-    while not (workers := [int(word) for word in log.read_text().split() if word.isdigit()]):
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-    parent.send_signal(number)
-    parent.wait(timeout=10)
-    while any(Path(f"/proc/{pid}").exists() for pid in workers):
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    log.touch()
+    context = multiprocessing.get_context("fork")
+    command = context.Process(target=command_that_waits, args=(log,))
+    command.start()
+    wait_until(log.read_text)
+    workers = log.read_text().split()
+    os.kill(command.pid, number)
+    command.join(timeout=20)
+    wait_until(lambda: not any(Path(f"/proc/{worker}").exists() for worker in workers))
     assert (controls.RESULTS / "controls.csv").read_bytes() == committed

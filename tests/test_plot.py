@@ -51,6 +51,12 @@ def write_arrays(**arrays):
     np.savez("runs/a/fa_read_out.npz", **arrays)
 
 
+@pytest.fixture
+def quick_pictures(monkeypatch):
+    """Let pictures be empty files: to draw one takes most of a second."""
+    monkeypatch.setattr(plot_losses.Figure, "savefig", lambda _self, out, **_: Path(out).touch())
+
+
 def figure_of(rows, read_out=None, config=CONFIG):
     return plot_losses.plot(plot_losses.read_log(write_run(rows)), config, read_out)
 
@@ -304,6 +310,7 @@ def test_a_last_line_that_is_cut_is_left_out_and_shown(capsys):
     assert capsys.readouterr().err == f"{path}: left out the last line, which is cut: 0,0,20,1.2\n"
 
 
+@pytest.mark.usefixtures("quick_pictures")
 def test_a_mean_ends_where_a_seed_is_not_finite_and_this_is_said(capsys):
     rows = [*two_rows(seed=0), row(seed=1), row(seed=1, step=10, fa_loss="nan")]
     write_run(rows)
@@ -313,12 +320,14 @@ def test_a_mean_ends_where_a_seed_is_not_finite_and_this_is_said(capsys):
     np.testing.assert_array_equal(line.get_ydata(), [1, np.nan])
 
 
+@pytest.mark.usefixtures("quick_pictures")
 def test_a_column_that_no_panel_shows_is_named(capsys):
     write_run([row(weight_norm=3)])
     plot_losses.main([])
     assert capsys.readouterr().err == "runs/a/losses.csv: no panel shows weight_norm\n"
 
 
+@pytest.mark.usefixtures("quick_pictures")
 def test_of_a_usual_log_nothing_is_said_to_be_left_out(capsys):
     write_run([*two_rows(seed=0), *two_rows(seed=1)])
     plot_losses.main([])
@@ -328,6 +337,7 @@ def test_of_a_usual_log_nothing_is_said_to_be_left_out(capsys):
 # Files
 
 
+@pytest.mark.usefixtures("quick_pictures")
 def test_the_newest_run_is_drawn_by_default():
     old, new = write_run([row()], "z"), write_run([row()], "a")
     os.utime(old, (1, 1))
@@ -335,6 +345,7 @@ def test_the_newest_run_is_drawn_by_default():
     assert list(Path("runs").rglob("*.png")) == [new.with_name("losses.png")]
 
 
+@pytest.mark.usefixtures("quick_pictures")
 @pytest.mark.parametrize("name", ["runs/a", "runs/a/losses.csv"])
 def test_a_run_is_named_by_its_folder_or_its_log(name):
     write_run([row()])
@@ -352,6 +363,7 @@ def test_the_picture_is_saved_where_and_as_asked_for(name, signature):
     assert Path(name).read_bytes().startswith(signature)
 
 
+@pytest.mark.usefixtures("quick_pictures")
 def test_a_tilde_is_the_home_directory(monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("USERPROFILE", str(tmp_path))
@@ -440,6 +452,7 @@ def test_a_mistake_in_the_code_keeps_its_traceback(monkeypatch):
         plot_losses.main([])
 
 
+@pytest.mark.usefixtures("quick_pictures")
 def test_as_a_script_it_draws_the_run_that_is_named(monkeypatch, capsys):
     write_run([row()])
     monkeypatch.setattr(sys, "argv", ["plot_losses.py", "runs/a"])

@@ -125,8 +125,8 @@ def test_a_run_that_is_interrupted_has_kept_each_row_and_says_so(monkeypatch, ca
 
 @pytest.mark.parametrize(("arguments", "status"), [([], 0), (["--epochs=0"], 2)], ids=["0", "2"])
 def test_the_exit_status_is_mains(monkeypatch, arguments, status):
-    tiny = ["--epochs=1", "--batch-size=30000", "--hidden=1"]
-    arguments = ["script", "--dataset=synthetic", "--device=cpu", *tiny, *arguments]
+    write_mnist(RAW)
+    arguments = ["script", "--dataset=mnist", "--device=cpu", "--epochs=1", *arguments]
     monkeypatch.setattr(sys, "argv", arguments)
     with pytest.raises(SystemExit) as end:
         runpy.run_path(script.__file__, run_name="__main__")
