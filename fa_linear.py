@@ -13,8 +13,13 @@ Feedback alignment (FA) sends it through a fixed random matrix B instead:
 the message from the layer above, in place of dL/dy.)
 
 The layer's own weights learn as under BP: dL/dW = e x^T, dL/db = e. While they do, W comes
-to resemble B: the messages write B into the layer below, its outputs x carry it up again,
-and W, which learns from x, copies it. So the message B^T e comes to resemble W^T e.
+to resemble B, and so the message B^T e comes to resemble W^T e. For let x = W0 u be the output
+of a layer below, and take two examples, 1 before 2, and learning rate lr:
+
+    W0 changes by -lr B^T e1 u1^T,  so x2 then contains  -lr (u1.u2) B^T e1;
+    W changes by -lr e2 x2^T,       so W gains         +lr^2 (u1.u2) e2 e1^T B.
+
+The last is a matrix times B. (README.md says why, summed over all examples, it points toward B.)
 
 Source: T. P. Lillicrap, D. Cownden, D. B. Tweed, C. J. Akerman, "Random synaptic
 feedback weights support error backpropagation for deep learning", Nature
@@ -35,54 +40,56 @@ class FALinearFunction(torch.autograd.Function):
     A `torch.autograd.Function` is a computation whose backward pass one writes oneself. It is
     used by its `apply`, which takes the arguments of `forward`. For each use, PyTorch makes
     an object `ctx`, calls `forward`, and lets `setup_context` put into `ctx` what the backward
-    pass will need. When a loss is differentiated, it gives `ctx` to `backward`.
+    pass will need. When a loss is differentiated, it gives `ctx` to `backward`. No object of
+    the class itself is made, so that all three are static: `ctx` takes the place of `self`.
 
     Shapes: input (..., in_features), output (..., out_features), weight and feedback
     (out_features, in_features), bias (out_features,) or None; `...` may be empty.
     """
 
-    generate_vmap_rule = True  # for users of torch.func.vmap; no part in training
-
     @staticmethod
     def forward(input, weight, bias, feedback):
-        # The output does not depend on the feedback. It is an argument all the same, because
-        # `setup_context` is given the arguments, and nothing else of the layer.
         if weight.is_complex():  # the formulas below would need conjugates
             raise TypeError("feedback alignment is for real numbers")
+        # The output does not depend on the feedback. It is an argument only so that
+        # `setup_context`, which is given the arguments, can save it for `backward`.
         return F.linear(input, weight, bias)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
         # `inputs` are the arguments of `forward`, in their order; `output` is what it returned.
         input, _weight, _bias, feedback = inputs
-        # Tensors are kept this way so that PyTorch can free them, and notice if they change.
+        # Not ctx.input = input: tensors saved this way are freed after the backward pass, and
+        # it is an error if one of them was changed in place before.
         ctx.save_for_backward(input, feedback)  # backward has no need of the weight!
 
     @staticmethod
-    @once_differentiable  # B^T e is no derivative: PyTorch refuses to differentiate it again
+    @once_differentiable  # no second derivatives through here, as B^T e is not even a first one
     def backward(ctx, grad_output):
         # `grad_output` is e, in the shape of the output. Returned is a gradient for each
-        # argument of `forward`, in their order. `ctx.needs_input_grad` has True or False for
-        # each, in the same order: where it is False, for a frozen weight say, None will do.
+        # argument of `forward`, in their order. `ctx.needs_input_grad` tells, in the same order,
+        # for which one is needed. For others, such as a frozen weight, None is returned.
+        input_needs, weight_needs, bias_needs, _ = ctx.needs_input_grad
         input, feedback = ctx.saved_tensors
         # Under autocast the error arrives in a lower precision than the saved tensors, and @
         # takes only tensors of one type.
         input, feedback = input.to(grad_output.dtype), feedback.to(grad_output.dtype)
         grad_input = grad_weight = grad_bias = None
-        if ctx.needs_input_grad[0]:
+        if input_needs:  # what is returned for it is the `grad_output` of the layer below
             grad_input = grad_output @ feedback  # <-- FA. BP: grad_output @ weight
         # The rest is as under BP: e x^T and e, summed over the examples.
-        errors, inputs = as_rows(grad_output), as_rows(input)
-        if ctx.needs_input_grad[1]:
-            grad_weight = errors.T @ inputs
-        if ctx.needs_input_grad[2]:
-            grad_bias = errors.sum(0)
+        e_rows, x_rows = as_rows(grad_output), as_rows(input)
+        if weight_needs:
+            grad_weight = e_rows.T @ x_rows
+        if bias_needs:
+            grad_bias = e_rows.sum(0)
         return grad_input, grad_weight, grad_bias, None  # feedback is never trained
+
+    generate_vmap_rule = True  # for users of torch.func.vmap; no part in training
 
 
 def as_rows(tensor: Tensor) -> Tensor:
     """Return a tensor (..., features) as a matrix (n, features); a vector is one row."""
-    # Not tensor.reshape(-1, features): that is an error if there are no features.
     return torch.atleast_2d(tensor).flatten(0, -2)
 
 
@@ -98,20 +105,20 @@ class FALinear(nn.Linear):
         feedback: B, shape (out_features, in_features), a buffer: saved in `state_dict`
             and moved by `.to`, but no parameter, so no optimizer ever changes it.
 
-    A twin that learns by BP. To seed both alike does not make them equal, as an FALinear draws
-    B as well; copy the weights. `strict=False` lets the twin, which has no feedback, ignore
-    FA's. (To load the twin's state into an FALinear leaves the B there as it is.)
+    A twin that learns by BP: copy the weights. (The same seed does not give the same weights,
+    because an FALinear draws B as well.) `strict=False` is needed as the twin has no feedback.
+    The second line, the other way round, leaves the layer's B as it is.
 
-        twin = nn.Linear(20, 10)
         twin.load_state_dict(layer.state_dict(), strict=False)
+        layer.load_state_dict(twin.state_dict(), strict=False)
 
-    A B of your own. Write into the buffer, or assign a tensor of its shape. It may be computed
-    from W, as its signs, say: no gradient flows through B.
+    A B of your own: write into the buffer, or assign a tensor of the same shape. B may be
+    computed from W, for example as its signs: no gradient flows through B.
 
         layer.feedback.copy_(my_feedback)
 
-    A convolution is a linear layer, applied to each patch of an image. For 5 x 5 pixels, with
-    layer = FALinear(channels * 5 * 5, out_channels), and height and width those of the output:
+    A convolution applies a linear layer to each patch of an image. For patches of 5 x 5 pixels,
+    layer = FALinear(channels * 5 * 5, out_channels), and height and width of the output:
 
         patches = F.unfold(images, kernel_size=5).transpose(1, 2)  # (images, places, pixels)
         outputs = layer(patches).transpose(1, 2)  # (images, out_channels, places)
@@ -132,7 +139,8 @@ class FALinear(nn.Linear):
 
     def reset_parameters(self) -> None:
         """Draw feedback, weight and bias. `nn.Linear.__init__` calls this, and so makes B."""
-        # B is drawn as a weight is, but independently: it is the weight of another such layer.
+        # B is drawn as W is, but independently: as the weight of another layer. (That draws its
+        # bias, too, so that B and W are what two `nn.Linear` in a row would draw.)
         other = nn.Linear(
             self.in_features,
             self.out_features,
@@ -145,5 +153,6 @@ class FALinear(nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:
         """Return input W^T + b: (..., in_features) -> (..., out_features)."""
-        feedback = self.feedback.detach()  # one that a user computed from W has a graph
+        # If a user computed B from W, autograd would else follow B back to W.
+        feedback = self.feedback.detach()
         return FALinearFunction.apply(input, self.weight, self.bias, feedback)

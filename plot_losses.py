@@ -15,14 +15,16 @@ import textwrap
 from pathlib import Path
 from zipfile import BadZipFile
 
-# A notebook may name a backend here that is not installed. None is needed to write a file.
+# A notebook sets this to a backend of its own, which may not be installed where this script runs.
+# Matplotlib could not be imported then. To write a file, "agg" is all that is needed.
 os.environ["MPLBACKEND"] = "agg"
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-# Colour-blind readers can tell these apart (Okabe and Ito 2008). Wide lines show below thin ones.
+# Colour-blind readers can tell these apart (Okabe and Ito 2008). Lines that may lie under others
+# are wide, so that they show.
 RULES = {
     "fa": {"label": "FA (feedback alignment)", "color": "#56B4E9", "linewidth": 4},
     "bp": {"label": "BP (backpropagation)", "color": "#D55E00", "linestyle": "--"},
@@ -32,7 +34,7 @@ ANGLES = {
     "message": {"label": "messages: Bᵀe and Wᵀe", "color": "#CC79A7", "linewidth": 4},
     "weight": {"label": "matrices: B and W", "color": "#009E73", "linestyle": "--"},
 }
-OTHER_COLORS = ["#E69F00", "#0072B2", "#999999", "#F0E442"]  # of what these do not name
+OTHER_COLORS = ["#E69F00", "#0072B2", "#999999", "#F0E442"]  # for rules and angles that you add
 ARRAYS = "feedback", "weight_at_start", "weight_at_end"  # B and W in fa_read_out.npz
 Log = dict[str, np.ndarray]  # {column: values, shape (seeds, rows)}
 
@@ -42,7 +44,7 @@ class UnreadableRun(Exception):
 
 
 def find_log(run: Path) -> Path:
-    """Return the path of a log: `run` itself, that in its folder, or in a folder of runs the newest."""
+    """Return `run` if it is a file, else the newest losses.csv in it or in one of its folders."""
     if run.is_file():
         return run
     paths = [*run.glob("losses.csv"), *run.glob("*/losses.csv")]
@@ -53,7 +55,7 @@ def find_log(run: Path) -> Path:
 
 def read_log(path: Path) -> Log:
     """Return the log's columns; say what is left out of a run that was stopped."""
-    # A line that is whole ends with a newline.
+    # A run that was stopped may have left a part of a line, after the last newline.
     text, _newline, cut_line = path.read_text(encoding="utf-8").rpartition("\n")
     if cut_line:
         print(f"{path}: left out the last line, which is cut: {cut_line}", file=sys.stderr)
@@ -75,7 +77,7 @@ def read_log(path: Path) -> Log:
     log = {}
     for name in reader.fieldnames:
         log[name] = np.array([[row[name] for row in rows] for rows in rows_of.values()])
-    for name in "epoch", "step":
+    for name in "epoch", "step":  # each seed's against the first one's
         if (log[name] != log[name][0]).any():
             raise UnreadableRun(f"{path}: the seeds have rows at different steps")
     return log
@@ -110,6 +112,7 @@ def plot(log: Log, config: dict, read_out: dict[str, np.ndarray] | None) -> Figu
     mosaic = [["loss", "loss"], ["error", "error"], ["angle", "angle"]]
     if read_out:
         mosaic.append(["start", "end"])
+    # A Figure of its own, not pyplot's, which would need a screen or a backend.
     figure = Figure(figsize=(8, 3.2 * len(mosaic)), layout="constrained")
     figure.suptitle(title(config, seeds=len(log["seed"])), fontsize="small")
     panels = figure.subplot_mosaic(mosaic)
@@ -155,11 +158,11 @@ def steps_of(log: Log) -> np.ndarray:
 
 
 def middles(steps: np.ndarray) -> np.ndarray:
-    """Return where the losses of rows at these steps belong.
+    """Return where to draw the losses of rows at these steps.
 
-    A row's loss is the mean of those since the row before, each taken before its own update. Rows
-    at 4 and 8, for example: the losses of steps 5 to 8 were taken after 4, 5, 6 and 7 updates, so
-    that of row 8 belongs at 5.5. The loss of step 0 was taken before any update.
+    A row's loss is a mean over the mini-batches since the last row. It is drawn at the mean number
+    of updates that were made before them. For rows at 4 and 8, for example: before the mini-batches
+    of the steps 5 to 8, there had been 4, 5, 6 and 7 updates, so row 8 is drawn at 5.5.
     """
     updates_before_first = np.append(0, steps[:-1])
     updates_before_last = np.maximum(steps - 1, 0)
@@ -175,7 +178,8 @@ def draw_lines(panel: Axes, log: Log, quantity: str, styles: dict, at: np.ndarra
             continue
         style = styles.get(name, {"label": name})  # a rule of yours is drawn under its name
         mean = values.mean(axis=0)
-        (line,) = panel.plot(at, mean, gid=column, **style)  # a list of one
+        # The gid says to `say_what_is_not_drawn` that this column is drawn.
+        (line,) = panel.plot(at, mean, gid=column, **style)
         if len(values) > 1:
             spread = values.std(axis=0, ddof=1)
             color = line.get_color()
@@ -187,7 +191,7 @@ def make_logarithmic(panel: Axes) -> None:
     panel.set_yscale("log", subs=[2, 3, 5])  # minor ticks at 2, 3, 5, 20, 30, 50 ...
     panel.yaxis.set_major_formatter("{x:g}")
     low, high = panel.get_ylim()
-    few_decades = high < 300 * low
+    few_decades = high < 300 * low  # over more than these, their labels would overlap
     panel.yaxis.set_minor_formatter("{x:g}" if few_decades else "")
 
 
@@ -240,7 +244,7 @@ def say_what_is_not_drawn(log: Log, figure: Figure, path: Path) -> None:
     for index, seed in enumerate(log["seed"][:, 0]):
         values = [column[index] for column in log.values()]
         if not np.isfinite(values).all():
-            print(f"{path}: means end where seed {seed:.0f} is not finite", file=sys.stderr)
+            print(f"{path}: seed {seed:.0f} becomes inf or nan: means end there", file=sys.stderr)
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -2,8 +2,8 @@
 
 Three networks of 784 pixels, 20 hidden units and 10 outputs start from the same weights and see the
 same mini-batches. They are linear, the simplest in which an error has to be sent back through
-weights. All that differs is the message by which the error e at the outputs teaches the hidden
-layer:
+weights. The layer from the hidden units to the outputs is called the read-out. All that differs is
+the message by which the error e at the outputs teaches the hidden layer:
 
     fa       B^T e: e sent back through a fixed random matrix B (feedback alignment)
     bp       W^T e: e sent back through the weights W of the read-out (backpropagation)
@@ -11,7 +11,7 @@ layer:
 
 A random message can teach because W comes to resemble B (README.md says why). The log has two
 angles to see it by, that between the messages B^T e and W^T e, and that between the matrices. Both
-start near 90 degrees, as between unrelated vectors, and fall; then FA's loss follows. With
+start near 90 degrees, as between unrelated vectors, and fall. Only then does FA's loss fall. With
 --freeze-read-out W cannot turn, and FA fails.
 """
 
@@ -61,12 +61,12 @@ class DataSet(NamedTuple):
 def build_network(data: DataSet, hidden: int, upper: type[nn.Linear]) -> nn.Sequential:
     """Return a network pixels-hidden-classes.
 
-    `upper` is the type of each linear layer above the first, nn.Linear or FALinear. A layer's type
-    decides what it sends down, and so by which rule the layers below it learn. The first layer
-    sends nothing, and is always an nn.Linear.
+    `upper` is the type of the read-out, nn.Linear or FALinear (and of any layer that you add above
+    the first). It decides what the read-out sends down, and so by which rule the hidden layer
+    learns. The hidden layer sends nothing down, and is always an nn.Linear.
     """
     pixels = data.train_images.shape[1]
-    layers = {  # by name: what is frozen or measured is asked for as network.read_out
+    layers = {  # named, so that other code can say network.read_out
         "hidden": nn.Linear(pixels, hidden),
         "read_out": upper(hidden, data.classes),
     }
@@ -84,12 +84,12 @@ def matched_networks(data: DataSet, options: argparse.Namespace, seed: int) -> n
     networks = nn.ModuleDict()
     for rule, upper in types.items():
         networks[rule] = build_network(data, options.hidden, upper)
-    first = networks["fa"]
+    fa = networks["fa"]
     with torch.no_grad():
-        for parameter in first.parameters():
+        for parameter in fa.parameters():
             parameter.mul_(options.init_scale)
-    for network in networks.values():
-        copy_weights(first, network)
+    for network in networks.values():  # FA's own as well, which changes nothing
+        copy_weights(fa, network)
     networks["shallow"].requires_grad_(False)
     networks["shallow"].read_out.requires_grad_(True)
     if options.freeze_read_out:
@@ -102,8 +102,9 @@ def matched_networks(data: DataSet, options: argparse.Namespace, seed: int) -> n
 def copy_weights(source: nn.Module, target: nn.Module) -> None:
     """Give a network the weights and biases of another; its buffers, such as B, stay its own.
 
-    Raises RuntimeError where they are not the same by name and shape.
+    Raises RuntimeError if the two do not have the same, by name and shape.
     """
+    # load_state_dict checks that no name is missing. So it is given the target's own buffers, too.
     state = dict(source.named_parameters()) | dict(target.named_buffers())
     target.load_state_dict(state)
 
@@ -111,7 +112,8 @@ def copy_weights(source: nn.Module, target: nn.Module) -> None:
 def make_optimizer(networks: nn.ModuleDict, options: argparse.Namespace) -> torch.optim.Optimizer:
     """Return one optimizer for all networks.
 
-    SGD treats each weight by itself, so that one serves all, and leaves alone what is frozen.
+    SGD treats each weight by itself, so that one serves all. A frozen weight has no gradient, and
+    SGD passes it over, weight decay included.
     """
     return torch.optim.SGD(
         networks.parameters(),
@@ -131,18 +133,18 @@ def train(
 ) -> Iterator[dict[str, float]]:
     """Train all networks on the same mini-batches in the same order; yield the log's rows.
 
-    It yields them one by one, so that each can be logged at once, and a run that is killed keeps
-    what it had.
+    Rows are yielded one by one, so that each can be logged at once, and a run that is killed keeps
+    what it had. (As in any generator, nothing runs until the caller asks for the next row.)
     """
     optimizer = make_optimizer(networks, options)
     shuffle = torch.Generator().manual_seed(seed)
     losses_since_row = []
     for epoch in range(options.epochs):
         order = torch.randperm(len(data.train_images), generator=shuffle)
-        # Indices of images. With all images on the device, taking those of a mini-batch is one
-        # look-up; a DataLoader would fetch them one by one, and take most of the time.
+        # `batches` holds indices of images. As all images are on the device, to take those of a
+        # mini-batch is one look-up. A DataLoader would fetch them one by one, which is slow.
         batches = order.to(options.device).split(options.batch_size)
-        if epoch == 0:  # a row before any training
+        if epoch == 0:  # a row before any training; its loss needs a mini-batch, so it stands here
             first_losses = batch_losses(networks, data, batches[0]).detach()
             yield make_row(0, 0, [first_losses], networks, data)
         for step, batch in enumerate(batches, start=1):
@@ -167,8 +169,8 @@ def batch_losses(networks: nn.ModuleDict, data: DataSet, batch: Tensor) -> Tenso
 def row_is_due(epoch: int, step: int, last_step: int, log_every: int) -> bool:
     """Tell whether the log gets a row after this step of the epoch.
 
-    A row is due every `log_every` steps and after each epoch's last step; and in the first epoch,
-    where alignment begins within a hundred steps, after steps 1, 2, 4, 8 and so on.
+    A row is due every `log_every` steps and after each epoch's last step. In the first epoch, where
+    alignment begins within a hundred steps, it is due at 1, 2, 4, 8 and so on below `log_every`, too.
     """
     if step % log_every == 0 or step == last_step:
         return True
@@ -181,8 +183,8 @@ def make_row(
 ) -> dict[str, float]:
     """Return a row of the log, {column: value}: epoch (from 0), step in it, losses, measures.
 
-    `losses` holds those of each mini-batch since the row before, shape (networks,), taken before
-    its update. The row has each network's mean.
+    `losses` is a list with one tensor, of shape (networks,), for each mini-batch since the last
+    row. The row has each network's mean over these mini-batches.
     """
     means = torch.stack(losses).mean(dim=0)
     columns = {f"{rule}_loss": mean for rule, mean in zip(networks.keys(), means, strict=True)}
@@ -199,15 +201,15 @@ def measure(networks: nn.ModuleDict, data: DataSet) -> dict[str, Tensor]:
     test images (as in Lillicrap et al. 2016, Figs. 1 and 2); `weight_angle` between B and W, each
     taken as one long vector.
     """
-    networks.eval()  # for layers that train otherwise than they compute, such as dropout
+    networks.eval()  # for layers that you may add, such as dropout; no effect on linear ones
     columns = {}
     outputs = {rule: network(data.test_images) for rule, network in networks.items()}
     for rule in networks:
         wrong = outputs[rule].argmax(dim=1) != data.test_labels
         columns[f"{rule}_error"] = 100 * wrong.float().mean()
     W, B = networks["fa"].read_out.weight, networks["fa"].read_out.feedback
-    # e is the gradient of the cross-entropy with respect to the outputs: for each image, a row,
-    # the probabilities minus the one-hot label.
+    # e is the gradient of the cross-entropy with respect to the outputs. It has one row for each
+    # image: softmax probabilities minus the one-hot label. So B^T e reads e @ B.
     e = outputs["fa"].softmax(dim=1) - F.one_hot(data.test_labels, data.classes)
     # Where e is 0 there is no message, and the angle is nan: nanmean leaves it out.
     columns["message_angle"] = angle(e @ B, e @ W).nanmean()
@@ -227,11 +229,15 @@ def angle(a: Tensor, b: Tensor) -> Tensor:
 
 
 def load_data(choice: str, data_dir: Path) -> DataSet:
-    """Return the data set that is asked for: the name of SOURCE, "synthetic" or "auto".
+    """Return a data set.
 
-    SOURCE is read from disk, and downloaded before if files are missing. "synthetic" are random
-    patterns. For "auto" they stand in, but only where no file of SOURCE is on disk and it cannot
-    be downloaded. Raises OSError where files are missing, or cannot be read.
+    Choices:
+        "synthetic": random patterns.
+        "mnist", or the name of another SOURCE: read from disk, and downloaded if files are missing.
+        "auto": the same, but random patterns stand in if it cannot be downloaded and none of its
+            files is on disk. (With some of them there, one expects the real data.)
+
+    Raises OSError where files are missing, or cannot be read.
     """
     if choice == "synthetic":
         return random_patterns()
@@ -266,7 +272,9 @@ def missing_files(folder: Path) -> list[str]:
 def download(data_dir: Path) -> None:
     """Download the files that are missing, and unpack them."""
     socket.setdefaulttimeout(10)  # seconds; a silent server would else hold the run forever
-    source = SOURCE.__new__(SOURCE)  # without __init__, which would read the files, too
+    # Not SOURCE(data_dir, download=True), which would also read: a file that cannot be read, or a
+    # mistake in a SOURCE of one's own, would look like a failed download.
+    source = SOURCE.__new__(SOURCE)
     source.root = data_dir
     source.download()
 
@@ -276,7 +284,7 @@ def read_data(data_dir: Path) -> DataSet:
     train_part, test_part = SOURCE(data_dir, train=True), SOURCE(data_dir, train=False)
     train_pixels = train_part.data.flatten(start_dim=1) / 255
     test_pixels = test_part.data.flatten(start_dim=1) / 255
-    # Rounded, they are what is customary for MNIST: 0.1307 and 0.3081.
+    # Rounded to what is customary for MNIST: 0.1307 and 0.3081.
     mean = round(train_pixels.mean().item(), 4)
     deviation = round(train_pixels.std().item(), 4)
     return DataSet(
@@ -290,7 +298,10 @@ def read_data(data_dir: Path) -> DataSet:
 
 
 def check_data(data: DataSet) -> None:
-    """Raise ValueError where the networks would train on something else than what is meant."""
+    """Raise ValueError where shapes, labels or pixels are not what they should be.
+
+    MNIST is right, but data of one's own may be wrong without an error elsewhere.
+    """
     pairs = (data.train_images, data.train_labels), (data.test_images, data.test_labels)
     for images, labels in pairs:
         if labels.shape != images.shape[:1]:
@@ -326,7 +337,7 @@ def random_patterns(train_size: int = 60_000, test_size: int = 10_000) -> DataSe
 def compare(data: DataSet, options: argparse.Namespace) -> Iterator[dict[str, float]]:
     """Train a matched set of networks for each seed; yield the rows of all.
 
-    Of the first seed, B and W of FA's read-out, W before and after the training, are saved.
+    For the first seed, save B and W of FA's read-out: W before and after the training.
     """
     for seed in options.seeds:
         networks = matched_networks(data, options, seed).to(options.device)
@@ -354,7 +365,7 @@ def record(row: dict[str, float], log: TextIO) -> None:
 
 
 def texts(row: dict[str, float], float_format: str) -> list[str]:
-    """Return a row's values as texts. The format is not for whole numbers: they keep all digits."""
+    """Return a row's values as texts: whole numbers (seed, epoch, step) in full, others as told."""
     return [str(v) if isinstance(v, int) else format(v, float_format) for v in row.values()]
 
 
@@ -371,15 +382,16 @@ def print_summary(last_rows: list[dict[str, float]]) -> None:
 def describe_network(network: nn.Module) -> str:
     """Return a network's layers in words, such as "Linear 784-20 (frozen), FALinear 20-10".
 
-    One that is no plain nn.Sequential is called by its class before.
+    If the network is not a plain nn.Sequential, the name of its class comes first.
     """
     words = []
     if type(network) is not nn.Sequential:
         words.append(type(network).__name__)
     for layer in network.children():
-        text = " ".join(str(layer).split())
         if isinstance(layer, nn.Linear):
             text = f"{type(layer).__name__} {layer.in_features}-{layer.out_features}"
+        else:
+            text = " ".join(str(layer).split())  # in one line
         parameters = list(layer.parameters())
         if parameters and not any(parameter.requires_grad for parameter in parameters):
             text += " (frozen)"
@@ -403,10 +415,10 @@ def describe_optimizer(optimizer: torch.optim.Optimizer) -> str:
 def write_config(data: DataSet, options: argparse.Namespace, arguments: list[str]) -> None:
     """Write config.json: the options, and in words what is trained on what.
 
-    The words are those of the modules and the optimizer themselves, as an option may be one that
-    the code uses no more.
+    The words are read off the networks and the optimizer, not off the options: if you change the
+    code, an option may no longer have any effect.
     """
-    networks = matched_networks(data, options, options.seeds[0])  # only to be described
+    networks = matched_networks(data, options, options.seeds[0])  # to be described, not trained
     config = vars(options) | {
         "arguments": arguments,
         "trained_on": data.name,
@@ -446,7 +458,7 @@ def make_parser() -> argparse.ArgumentParser:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     add = parser.add_argument_group("networks").add_argument
-    add("--hidden", type=count, default=20, help="hidden units; with 1000, shallow is as good")
+    add("--hidden", type=count, default=20, help="units; with 1000, shallow nearly reaches BP")
     add("--init-scale", type=amount, default=1.0, help="multiplies the initial weights, but not B")
     freeze_help = "never train W and b of the read-out, so that W cannot come to resemble B"
     add("--freeze-read-out", action="store_true", help=freeze_help)
@@ -464,11 +476,11 @@ def make_parser() -> argparse.ArgumentParser:
     device = "cpu"
     if torch.accelerator.is_available():
         device = str(torch.accelerator.current_accelerator())
-    new_folder = datetime.now().strftime("runs/%Y-%m-%d_%H-%M-%S-%f")
+    new_folder = Path("runs", datetime.now().strftime("%Y-%m-%d_%H-%M-%S-%f"))
     choices = ["auto", SOURCE.__name__.lower(), "synthetic"]
     add = parser.add_argument_group("data, device and log").add_argument
     add("--dataset", default="auto", choices=choices, help="auto: synthetic only if offline")
-    add("--data-dir", type=path, default="data", help="where it is, or is downloaded to")
+    add("--data-dir", type=path, default=Path("data"), help="where it is, or is downloaded to")
     add("--device", default=device, help="cpu, cuda, ...")
     add("--threads", type=count, default=1, help="of the CPU; with 20 hidden units 1 is best")
     add("--log-every", type=count, default=125, help="steps between rows; 125: 15 rows an epoch")

@@ -519,6 +519,7 @@ def wait_for_long(_label, _seed, log):
 
 def command_that_waits(log):
     multiprocessing.set_start_method("fork", force=True)  # so that workers have the stand-ins
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # in case it is ignored here
     controls.run = wait_for_long
     controls.load = lambda _data_dir: None
     controls.main([str(log)])
