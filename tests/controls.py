@@ -47,6 +47,7 @@ def make_controls() -> dict:
         "W frozen as FA left it": Control(take_w_of_fa, pair, frozen),
         "W frozen as FA left it, but another B": Control(take_w_but_not_b_of_fa, options=frozen),
         "W learns from the hidden layer as it started": Control(cut_copying, pair, best=True),
+        "W copies with the opposite sign": Control(reverse_copying),
         "labels shuffled among the images once": Control(shuffle_labels),
         "W starts as B": Control(start_w_as_b),
         "W starts as −B": Control(start_w_as_minus_b),
@@ -70,13 +71,14 @@ COLUMNS = {  # {name: decimals in the table}
     "bp": 1,
     "fa early": 2,
     "bp early": 2,
+    "matrices at 128": 0,
     "messages": 0,
     "least overlap": 2,
     "best read-out": 1,
 }
 
 
-PREDICTED_STEPS = 16, 32, 64, 125
+PREDICTED_STEPS = 0, 16, 32, 64, 125
 
 
 class Situation(NamedTuple):
@@ -135,25 +137,32 @@ def take_w_but_not_b_of_fa(situation: Situation) -> None:
 def cut_copying(situation: Situation) -> None:
     """Let W learn from the hidden layer as it started, so that it cannot copy what came later."""
     for rule, network in situation.networks.items():
-        situation.networks[rule] = CutNetwork(network)
+        situation.networks[rule] = CopyingNetwork(network, share=0)
 
 
-class CutNetwork(nn.Module):
-    """Computes what its network computes, but W's gradient is e h0^T in place of e h^T.
+def reverse_copying(situation: Situation) -> None:
+    """Let W copy what came later with the opposite sign."""
+    situation.networks["fa"] = CopyingNetwork(situation.networks["fa"], share=-1)
+
+
+class CopyingNetwork(nn.Module):
+    """Computes what its network computes, but W learns from h0 + share (h - h0) in place of h.
 
     h is the hidden layer's output, h0 that of the hidden layer as it started.
     """
 
-    def __init__(self, network: nn.Sequential):
+    def __init__(self, network: nn.Sequential, share: float):
         super().__init__()
         self.hidden = network.hidden
         self.read_out = network.read_out
         self.hidden_at_start = copy.deepcopy(network.hidden).requires_grad_(False)
+        self.share = share
 
     def forward(self, images):
         h, h0 = self.hidden(images), self.hidden_at_start(images)
         outputs = self.read_out(h)  # gives W the gradient e h^T
-        correction = F.linear(h0 - h.detach(), self.read_out.weight)  # adds e h0^T - e h^T
+        difference = (self.share - 1) * (h - h0).detach()
+        correction = F.linear(difference, self.read_out.weight)  # adds e (difference)^T
         return outputs + (correction - correction.detach())  # which is 0
 
 
@@ -237,11 +246,12 @@ def run_control(control: Control, data: script.DataSet, seed: int, *more_options
         del networks["bp"]
     rows = list(script.train(networks, data, options, seed))
     values = {}
+    first_epoch = {row["step"]: row for row in rows if row["epoch"] == 0}
     for rule in control.rules:
         values[rule] = rows[-1][f"{rule}_error"]
-        # A row that each control's log has: the mean loss over the steps 33 to 64.
-        values[f"{rule} early"] = next(row for row in rows if row["step"] == 64)[f"{rule}_loss"]
+        values[f"{rule} early"] = first_epoch[64][f"{rule}_loss"]  # mean of the steps 33 to 64
     if "fa" in control.rules:
+        values["matrices at 128"] = first_epoch[128]["weight_angle"]
         values["messages"] = rows[-1]["message_angle"]
         values["least overlap"] = least_overlap(networks["fa"].read_out)
     if control.best:
@@ -289,7 +299,11 @@ def best_read_out(hidden: nn.Module, data: script.DataSet) -> float:
 
 @torch.no_grad()
 def predicted_angle(
-    network: nn.Sequential, data: script.DataSet, options: argparse.Namespace, steps: int
+    network: nn.Sequential,
+    data: script.DataSet,
+    options: argparse.Namespace,
+    steps: int,
+    copying: bool = True,
 ) -> float:
     """Return the angle of W and B that is to be expected after so many steps, in degrees.
 
@@ -297,7 +311,7 @@ def predicted_angle(
     training images, stays what it is. The hidden layer gains -a B^T M, and W, from the hidden
     layer as it started, -a M W0^T, and from what the hidden layer gained, c M M^T B. For plain SGD
     a is lr * steps, and c lr^2 * steps * (steps - 1) / 2. Whatever the optimizer: a and c become
-    what it makes of two numbers whose gradients are -1 and -a.
+    what it makes of two numbers whose gradients are -1 and -a. Without `copying`, c is left at 0.
     """
     numbers = nn.ParameterDict({"a": torch.zeros(()), "c": torch.zeros(())})
     optimizer = script.make_optimizer(numbers, options)
@@ -305,13 +319,14 @@ def predicted_angle(
         numbers["c"].grad = -numbers["a"].detach().clone()
         numbers["a"].grad = torch.tensor(-1.0)
         optimizer.step()
+    a, c = numbers["a"], numbers["c"] * copying
     x = F.pad(data.train_images, (0, 1), value=1.0)  # a 1 is appended, for the bias
     W0 = torch.cat([network.hidden.weight, network.hidden.bias[:, None]], dim=1)
     outputs = network(data.train_images)
     e = outputs.softmax(dim=1) - F.one_hot(data.train_labels, data.classes)
     M = e.T @ x / len(x)
     W, B = network.read_out.weight, network.read_out.feedback
-    later_W = W - numbers["a"] * M @ W0.T + numbers["c"] * M @ M.T @ B
+    later_W = W - a * M @ W0.T + c * M @ M.T @ B
     return script.angle(later_W.flatten(), B.flatten()).item()
 
 
@@ -322,8 +337,11 @@ def predictions(data: script.DataSet) -> list[dict[str, str]]:
     for seed in SEEDS:
         network = script.matched_networks(data, options, seed)["fa"]
         for steps in PREDICTED_STEPS:
-            degrees = predicted_angle(network, data, options, steps)
-            rows.append({"seed": str(seed), "step": str(steps), "predicted": f"{degrees:.4f}"})
+            row = {"seed": str(seed), "step": str(steps)}
+            for column, copying in ("predicted", True), ("without copying", False):
+                degrees = predicted_angle(network, data, options, steps, copying)
+                row[column] = f"{degrees:.4f}"
+            rows.append(row)
     return rows
 
 
@@ -402,7 +420,8 @@ def main(arguments: list[str] | None = None) -> None:
         return
     rows = run_labels(list(make_controls()), options.data_dir)
     write("controls.csv", ["control", "seed", *COLUMNS], rows)
-    write("prediction.csv", ["seed", "step", "predicted"], predictions(load(options.data_dir)))
+    columns = ["seed", "step", "predicted", "without copying"]
+    write("prediction.csv", columns, predictions(load(options.data_dir)))
 
 
 if __name__ == "__main__":

@@ -142,6 +142,19 @@ def test_the_cut_gives_w_the_gradient_e_h0(small, rule):
     torch.testing.assert_close(network.read_out.weight.grad, e.T @ h0, rtol=1e-3, atol=1e-3)
 
 
+def test_reversed_copying_gives_w_the_gradient_of_the_mirrored_hidden_layer(small):
+    network = changed("W copies with the opposite sign", small).networks["fa"]
+    h0 = network.hidden(small.train_images).detach()
+    with torch.no_grad():
+        network.hidden.weight.mul_(3)
+    h = network.hidden(small.train_images).detach()
+    outputs = network(small.train_images)
+    F.cross_entropy(outputs, small.train_labels, reduction="sum").backward()
+    e = (outputs.softmax(dim=1) - torch.eye(10)[small.train_labels]).detach()
+    expected = e.T @ (h0 - (h - h0))
+    torch.testing.assert_close(network.read_out.weight.grad, expected, rtol=1e-3, atol=1e-3)
+
+
 @pytest.mark.parametrize("rule", ["fa", "bp"])
 def test_the_cut_leaves_outputs_messages_and_all_other_gradients(small, rule):
     cut = changed(CUT, small).networks[rule]
@@ -296,7 +309,7 @@ def test_there_are_five_seeds():
     assert list(controls.SEEDS) == [0, 1, 2, 3, 4]
 
 
-MANY_BATCHES = ["--batch-size=3", "--epochs=1"]  # so that there is a row for step 64
+MANY_BATCHES = ["--batch-size=2", "--epochs=1"]  # so that there are rows for steps 64 and 128
 
 
 def test_a_control_is_the_scripts_training_measured_at_its_end(small):
@@ -305,6 +318,8 @@ def test_a_control_is_the_scripts_training_measured_at_its_end(small):
     situation = situation_of(small, "--lr=0.02", "--log-every=1875", *MANY_BATCHES, seed=7)
     rows = list(script.train(situation.networks, small, situation.options, 7))
     (early,) = (row for row in rows if row["step"] == 64)
+    (later,) = (row for row in rows if row["step"] == 128)
+    assert values["matrices at 128"] == pytest.approx(later["weight_angle"])
     assert values["fa"] == pytest.approx(rows[-1]["fa_error"])
     assert values["bp"] == pytest.approx(rows[-1]["bp_error"])
     assert values["fa early"] == pytest.approx(early["fa_loss"])
@@ -317,7 +332,7 @@ def test_a_control_is_the_scripts_training_measured_at_its_end(small):
 @pytest.mark.parametrize(
     ("rules", "columns"),
     [
-        (("fa",), ["fa", "fa early", "messages", "least overlap"]),
+        (("fa",), ["fa", "fa early", "matrices at 128", "messages", "least overlap"]),
         (("bp",), ["bp", "bp early"]),
     ],
 )
@@ -385,21 +400,25 @@ def test_the_best_read_out_is_tested_on_the_test_images(small):
 # The prediction
 
 
+def train_with_constant_errors(network, data, options, steps):
+    """Train on the loss <errors of the start, outputs>, for which errors stay what they are."""
+    outputs = network(data.train_images)
+    e = (outputs.softmax(dim=1) - torch.eye(10)[data.train_labels]).detach()
+    optimizer = script.make_optimizer(network, options)
+    for _step in range(steps):
+        optimizer.zero_grad()
+        (e * network(data.train_images)).sum(dim=1).mean().backward()
+        optimizer.step()
+
+
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
-@pytest.mark.parametrize("steps", [1, 2, 30])
+@pytest.mark.parametrize("steps", [0, 1, 2, 30])
 def test_the_prediction_is_exact_where_errors_stay_what_they_are(small, momentum, steps):
-    """The loss <constant errors, outputs> has such errors: then it is what training does."""
     arguments = [f"--momentum={momentum}", "--weight-decay=0", "--lr=0.05"]
     situation = situation_of(small, *arguments)
     network = situation.networks["fa"]
     predicted = controls.predicted_angle(network, small, situation.options, steps)
-    outputs = network(small.train_images)
-    e = (outputs.softmax(dim=1) - torch.eye(10)[small.train_labels]).detach()
-    optimizer = script.make_optimizer(network, situation.options)
-    for _step in range(steps):
-        optimizer.zero_grad()
-        (e * network(small.train_images)).sum(dim=1).mean().backward()
-        optimizer.step()
+    train_with_constant_errors(network, small, situation.options, steps)
     assert predicted == pytest.approx(angle_of(network.read_out), abs=0.01)
 
 
@@ -416,7 +435,7 @@ def test_the_prediction_leaves_the_network_as_it_is(small):
 
 def test_a_row_of_the_table_has_means_and_sample_deviations():
     rows = [{"fa": "1", "messages": "10"}, {"fa": "2", "messages": "20"}]
-    assert controls.table_row("label", rows) == "label|1.5±0.7||||15±7||"
+    assert controls.table_row("label", rows) == "label|1.5±0.7|||||15±7||"
 
 
 def test_a_line_of_the_file_has_five_digits(small, monkeypatch):
@@ -451,27 +470,39 @@ def test_a_complete_run_replaces_the_file(command):
 def test_the_command_prints_the_tables_header(command, capsys):
     controls.main(["where"])
     assert capsys.readouterr().out.splitlines()[:2] == [
-        "control|fa|bp|fa early|bp early|messages|least overlap|best read-out",
-        "---|---|---|---|---|---|---|---",
+        "control|fa|bp|fa early|bp early|matrices at 128|messages|least overlap|best read-out",
+        "---|---|---|---|---|---|---|---|---",
     ]
 
 
-def test_a_complete_run_writes_the_predictions(command, small, monkeypatch):
-    monkeypatch.setattr(controls, "predicted_angle", lambda *arguments: 10 * arguments[-1])
+def test_a_complete_run_writes_the_predictions(command, monkeypatch):
+    monkeypatch.setattr(
+        controls, "predicted_angle", lambda _n, _d, _o, steps, copying: steps + copying
+    )
     controls.main(["where"])
     path = command.with_name("prediction.csv")
     rows = list(csv.DictReader(path.read_text(encoding="utf-8").splitlines()))
-    assert [(row["seed"], row["step"], row["predicted"]) for row in rows] == [
-        (seed, step, f"{step}0.0000") for seed in "01234" for step in ("16", "32", "64", "125")
+    assert [(row["seed"], row["step"]) for row in rows] == [
+        (seed, step) for seed in "01234" for step in ("0", "16", "32", "64", "125")
     ]
+    assert [row["predicted"] for row in rows[1:3]] == ["17.0000", "33.0000"]
+    assert [row["without copying"] for row in rows[1:3]] == ["16.0000", "32.0000"]
 
 
 def test_the_predictions_are_of_the_default_run(small):
     options = script.make_parser().parse_args(["--device=cpu"])
-    for row in controls.predictions(small)[4:6]:
+    for row in controls.predictions(small)[4:7]:
         network = script.matched_networks(small, options, int(row["seed"]))["fa"]
         angle = controls.predicted_angle(network, small, options, int(row["step"]))
         assert float(row["predicted"]) == pytest.approx(angle, abs=1e-3)
+
+
+def test_without_copying_the_prediction_is_what_the_cut_does(small):
+    situation = changed(CUT, small, "--weight-decay=0", "--lr=0.05")
+    network = situation.networks["fa"]
+    predicted = controls.predicted_angle(network, small, situation.options, 20, copying=False)
+    train_with_constant_errors(network, small, situation.options, 20)
+    assert predicted == pytest.approx(angle_of(network.read_out), abs=0.01)
 
 
 def test_one_control_leaves_the_files(command):
@@ -507,7 +538,7 @@ def test_all_seeds_of_all_labels_are_run_and_their_rows_printed(monkeypatch, cap
     assert [(row["control"], row["fa"]) for row in rows] == [
         (label, seed) for label in "ab" for seed in "01234"
     ]
-    assert capsys.readouterr().out == "a|2.0±1.6||||||\nb|2.0±1.6||||||\n"
+    assert capsys.readouterr().out == "a|2.0±1.6|||||||\nb|2.0±1.6|||||||\n"
 
 
 def wait_for_long(_label, _seed, log):
