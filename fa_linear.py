@@ -117,6 +117,16 @@ class FALinear(nn.Linear):
 
         layer.feedback.copy_(my_feedback)
 
+    To watch a layer in the middle of a network, let a hook compare the message that it sends with
+    what its own weights would have made of the same e, which is `grad_output[0]`. (That is not the
+    gradient of the whole network, if e itself has come through another FALinear.)
+
+        def print_angle(layer, grad_input, grad_output):
+            e = grad_output[0]
+            print(angle(e @ layer.feedback, e @ layer.weight).mean())  # the script's `angle`
+
+        layer.register_full_backward_hook(print_angle)
+
     A convolution applies a linear layer to each patch of an image. For patches of 5 x 5 pixels,
     layer = FALinear(channels * 5 * 5, out_channels), and height and width of the output:
 
