@@ -9,17 +9,17 @@ Feedback alignment (FA) sends it through a fixed random matrix B instead:
 
     FA:  B^T e, in place of dL/dx
 
-(x is the layer's input, such as the outputs of a hidden layer. With several FA layers, e is
-the message from the layer above, in place of dL/dy.)
+(x is the layer's input: for a read-out the outputs of the hidden layer, which README.md calls h.
+With several FA layers, e is the message from the layer above, in place of dL/dy.)
 
 The layer's own weights learn as under BP: dL/dW = e x^T, dL/db = e. While they do, W comes
-to resemble B, and so the message B^T e comes to resemble W^T e. For let x = W0 u be the output
-of a layer below, and take two examples, 1 before 2, and learning rate lr:
+to resemble B, and so the message B^T e comes to resemble W^T e. To see why, let x = W0 u be the
+output of a layer below, and take two examples, first 1 and then 2, and learning rate lr:
 
     W0 changes by -lr B^T e1 u1^T,  so x2 then contains  -lr (u1.u2) B^T e1;
     W changes by -lr e2 x2^T,       so W gains         +lr^2 (u1.u2) e2 e1^T B.
 
-The last is a matrix times B. (README.md says why, summed over all examples, it points toward B.)
+That is a matrix times B. (README.md says why, summed over all examples, it points toward B.)
 
 Source: T. P. Lillicrap, D. Cownden, D. B. Tweed, C. J. Akerman, "Random synaptic
 feedback weights support error backpropagation for deep learning", Nature
@@ -59,19 +59,19 @@ class FALinearFunction(torch.autograd.Function):
     def setup_context(ctx, inputs, output):
         # `inputs` are the arguments of `forward`, in their order; `output` is what it returned.
         input, _weight, _bias, feedback = inputs
-        # Not ctx.input = input: tensors saved this way are freed after the backward pass, and
-        # it is an error if one of them was changed in place before.
+        # `save_for_backward`, not ctx.input = input: PyTorch then frees the tensors after the
+        # backward pass, and raises an error if one was changed in place in between.
         ctx.save_for_backward(input, feedback)  # backward has no need of the weight!
 
     @staticmethod
-    @once_differentiable  # no second derivatives through here, as B^T e is not even a first one
+    @once_differentiable  # no second derivatives: B^T e is not even a first one
     def backward(ctx, grad_output):
         # `grad_output` is e, in the shape of the output. Returned is a gradient for each
         # argument of `forward`, in their order. `ctx.needs_input_grad` tells, in the same order,
         # for which one is needed. For others, such as a frozen weight, None is returned.
         input_needs, weight_needs, bias_needs, _ = ctx.needs_input_grad
         input, feedback = ctx.saved_tensors
-        # Under autocast the error arrives in a lower precision than the saved tensors, and @
+        # In mixed precision (torch.autocast) the error arrives in a lower precision than the saved tensors, and @
         # takes only tensors of one type.
         input, feedback = input.to(grad_output.dtype), feedback.to(grad_output.dtype)
         grad_input = grad_weight = grad_bias = None
@@ -127,9 +127,10 @@ class FALinear(nn.Linear):
 
         layer.register_full_backward_hook(print_angle)
 
-    A convolution applies a linear layer to each patch of an image. For patches of 5 x 5 pixels,
-    layer = FALinear(channels * 5 * 5, out_channels), and height and width of the output:
+    A convolution applies a linear layer to each patch of an image. For patches of 5 x 5 pixels
+    (height and width are those of the output):
 
+        layer = FALinear(channels * 5 * 5, out_channels)
         patches = F.unfold(images, kernel_size=5).transpose(1, 2)  # (images, places, pixels)
         outputs = layer(patches).transpose(1, 2)  # (images, out_channels, places)
         maps = outputs.unflatten(2, (height, width))
@@ -149,8 +150,7 @@ class FALinear(nn.Linear):
 
     def reset_parameters(self) -> None:
         """Draw feedback, weight and bias. `nn.Linear.__init__` calls this, and so makes B."""
-        # B is drawn as W is, but independently: as the weight of another layer. (That draws its
-        # bias, too, so that B and W are what two `nn.Linear` in a row would draw.)
+        # B is drawn as W is, but independently: as the weight of another layer like this one.
         other = nn.Linear(
             self.in_features,
             self.out_features,

@@ -204,15 +204,13 @@ the first falls from {}° to; mnist at its start; message_angle; 0
 to {}°, the second; mnist; message_angle; 0
 the second from {}° to; mnist at its start; weight_angle; 0
 to {}° (means over five seeds); mnist; weight_angle; 0
-BP, with its copying cut in the same way, reaches {} %:; W learns from the hidden layer as it started; bp; 1
-fits them best misclassifies {} %. (With; hidden layer frozen (shallow); best read-out; 1
+the hidden layer as it was drawn, {} %; hidden layer frozen (shallow); best read-out; 1
 FA's loss climbs from {} to over 400; frozen-read-out at its start; fa_loss; 1
-the frozen W, misclassifies only {} %.; W frozen at its start; best read-out; 1
+the frozen W, misclassifies only {} %; W frozen at its start; best read-out; 1
 the messages end at {}°. If W starts; W starts as −B; messages; 0
 FA is not yet done ({} %,; learning rate 1e-4; fa; 1
-%, BP {} %). At 0.05; learning rate 1e-4; bp; 1
-BP diverges (FA: {} %); learning rate 0.05; fa; 1
-from random labels, it is {} %; W frozen at its start, messages from random labels; best read-out; 1
+%, BP {} %); learning rate 1e-4; bp; 1
+from random labels, {} %.; W frozen at its start, messages from random labels; best read-out; 1
 e hᵀ (as always) | {}°; nothing changed; matrices at 128; ±0
 e h₀ᵀ (no copying) | {}°; W learns from the hidden layer as it started; matrices at 128; ±0
 (the opposite sign) | {}°; W copies with the opposite sign; matrices at 128; ±0
