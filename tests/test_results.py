@@ -204,15 +204,15 @@ the first falls from {}° to; mnist at its start; message_angle; 0
 to {}°, the second; mnist; message_angle; 0
 the second from {}° to; mnist at its start; weight_angle; 0
 to {}° (means over five seeds); mnist; weight_angle; 0
-the hidden layer as it was drawn, {} %; hidden layer frozen (shallow); best read-out; 1
+{} % on the hidden layer as it was drawn; hidden layer frozen (shallow); best read-out; 1
 FA's loss climbs from {} to over 400; frozen-read-out at its start; fa_loss; 1
-the frozen W, misclassifies only {} %; W frozen at its start; best read-out; 1
+trained to convergence, misclassifies {} % on it; W frozen at its start; best read-out; 1
 the messages end at {}°. If W starts; W starts as −B; messages; 0
 FA is not yet done ({} %,; learning rate 1e-4; fa; 1
 %, BP {} %); learning rate 1e-4; bp; 1
-from random labels, {} %.; W frozen at its start, messages from random labels; best read-out; 1
+and {} % if the messages were made from random labels; W frozen at its start, messages from random labels; best read-out; 1
 e hᵀ (as always) | {}°; nothing changed; matrices at 128; ±0
-e h₀ᵀ (no copying) | {}°; W learns from the hidden layer as it started; matrices at 128; ±0
+as it started: no copying) | {}°; W learns from the hidden layer as it started; matrices at 128; ±0
 (the opposite sign) | {}°; W copies with the opposite sign; matrices at 128; ±0
 W is at {}° to B as always; nothing changed; matrices at 128; ±0
 at {}° without copying; W learns from the hidden layer as it started; matrices at 128; ±0
@@ -220,7 +220,7 @@ and at {}° if it copies; W copies with the opposite sign; matrices at 128; ±0
 All three start at {}°; mnist at its start; weight_angle; 0
 FA misclassifies {} % of the test images, and BP; mnist; fa_error; 1
 of the test images, and BP {} %. That; mnist; bp_error; 1
-at all, misclassifies {} %.; no hidden layer (softmax regression); bp; 1
+without a hidden layer, misclassifies {} %.; no hidden layer (softmax regression); bp; 1
 FA misclassifies {} % and BP; tanh network; fa; ±1
 % and BP {} %.; tanh network; bp; ±1
 `--hidden 1000`, FA and BP misclassify {} %; 1000-units; fa_error; 1
