@@ -113,9 +113,10 @@ class FALinear(nn.Linear):
         layer.load_state_dict(twin.state_dict(), strict=False)
 
     A B of your own: write into the buffer, or assign a tensor of the same shape. B may be
-    computed from W, for example as its signs: no gradient flows through B.
+    computed from W, as in the second line: no gradient flows through B.
 
         layer.feedback.copy_(my_feedback)
+        layer.feedback = layer.weight.detach().sign() * layer.feedback.abs()
 
     To watch a layer in the middle of a network, let a hook compare the message that it sends with
     what its own weights would have made of the same e, which is `grad_output[0]`. (That is not the
