@@ -5,6 +5,7 @@ import itertools
 import multiprocessing
 import os
 import signal
+import threading
 import time
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
@@ -539,6 +540,17 @@ def test_all_seeds_of_all_labels_are_run_and_their_rows_printed(monkeypatch, cap
         (label, seed) for label in "ab" for seed in "01234"
     ]
     assert capsys.readouterr().out == "a|2.0±1.6|||||||\nb|2.0±1.6|||||||\n"
+
+
+def test_a_worker_has_one_thread_leaves_ctrl_c_to_its_parent_and_watches_it(monkeypatch):
+    threads, signals, watchers = [], [], []
+    monkeypatch.setattr(torch, "set_num_threads", threads.append)
+    monkeypatch.setattr(signal, "signal", lambda *arguments: signals.append(arguments))
+    monkeypatch.setattr(threading.Thread, "start", lambda watcher: watchers.append(watcher))
+    controls.prepare_worker()
+    assert threads == [1]
+    assert signals == [(signal.SIGINT, signal.SIG_IGN)]
+    assert [watcher.daemon for watcher in watchers] == [True]  # it does not hold the worker
 
 
 def wait_for_long(_label, _seed, log):
