@@ -19,7 +19,8 @@ output of a layer below, and take two examples, first 1 and then 2, and learning
     W0 changes by -lr B^T e1 u1^T,  so x2 then contains  -lr (u1.u2) B^T e1;
     W changes by -lr e2 x2^T,       so W gains         +lr^2 (u1.u2) e2 e1^T B.
 
-That is a matrix times B. (README.md says why, summed over all examples, it points toward B.)
+That is a matrix times B. Summed over all examples it points toward B, and not away from it;
+README.md shows why.
 
 Source: T. P. Lillicrap, D. Cownden, D. B. Tweed, C. J. Akerman, "Random synaptic
 feedback weights support error backpropagation for deep learning", Nature
@@ -64,15 +65,15 @@ class FALinearFunction(torch.autograd.Function):
         ctx.save_for_backward(input, feedback)  # backward has no need of the weight!
 
     @staticmethod
-    @once_differentiable  # no second derivatives: B^T e is not even a first one
+    @once_differentiable  # a second derivative is an error: B^T e is not even a first one
     def backward(ctx, grad_output):
         # `grad_output` is e, in the shape of the output. Returned is a gradient for each
         # argument of `forward`, in their order. `ctx.needs_input_grad` tells, in the same order,
         # for which one is needed. For others, such as a frozen weight, None is returned.
         input_needs, weight_needs, bias_needs, _ = ctx.needs_input_grad
         input, feedback = ctx.saved_tensors
-        # In mixed precision (torch.autocast) the error arrives in a lower precision than the saved tensors, and @
-        # takes only tensors of one type.
+        # In mixed precision (torch.autocast) the error arrives in a lower precision than the
+        # saved tensors, and @ takes only tensors of one type. PyTorch casts back what is returned.
         input, feedback = input.to(grad_output.dtype), feedback.to(grad_output.dtype)
         grad_input = grad_weight = grad_bias = None
         if input_needs:  # what is returned for it is the `grad_output` of the layer below
@@ -124,7 +125,7 @@ class FALinear(nn.Linear):
 
         def print_angle(layer, grad_input, grad_output):
             e = grad_output[0]
-            print(angle(e @ layer.feedback, e @ layer.weight).mean())  # the script's `angle`
+            print(angle(e @ layer.feedback, e @ layer.weight).mean())  # `angle` is in the script
 
         layer.register_full_backward_hook(print_angle)
 
@@ -164,6 +165,7 @@ class FALinear(nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:
         """Return input W^T + b: (..., in_features) -> (..., out_features)."""
-        # If a user computed B from W, autograd would else follow B back to W.
+        # If a user computed B from W, B has a graph. Although `backward` returns None for B,
+        # autograd would walk through that graph at each step, and fail at the second.
         feedback = self.feedback.detach()
         return FALinearFunction.apply(input, self.weight, self.bias, feedback)

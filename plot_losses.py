@@ -16,7 +16,7 @@ from pathlib import Path
 from zipfile import BadZipFile
 
 # A notebook sets this to a backend of its own, which may not be installed where this script runs.
-# Matplotlib could not be imported then. To write a file, "agg" is all that is needed.
+# Matplotlib looks at it when it is imported, and would fail. To write a file, "agg" is enough.
 os.environ["MPLBACKEND"] = "agg"
 
 import numpy as np

@@ -104,7 +104,8 @@ def copy_weights(source: nn.Module, target: nn.Module) -> None:
 
     Raises RuntimeError if the two do not have the same, by name and shape.
     """
-    # load_state_dict checks that no name is missing. So it is given the target's own buffers, too.
+    # Not strict=False, which would pass over a weight that is missing, too. So the target's own
+    # buffers are given along.
     state = dict(source.named_parameters()) | dict(target.named_buffers())
     target.load_state_dict(state)
 
@@ -144,7 +145,7 @@ def train(
         # `batches` holds indices of images. As all images are on the device, to take those of a
         # mini-batch is one look-up. A DataLoader would fetch them one by one, which is slow.
         batches = order.to(options.device).split(options.batch_size)
-        if epoch == 0:  # a row before any training; its loss needs a mini-batch, so it stands here
+        if epoch == 0:  # a row before any training, with the loss that step 1 will start from
             first_losses = batch_losses(networks, data, batches[0]).detach()
             yield make_row(0, 0, [first_losses], networks, data)
         for step, batch in enumerate(batches, start=1):
@@ -170,7 +171,7 @@ def row_is_due(epoch: int, step: int, last_step: int, log_every: int) -> bool:
     """Tell whether the log gets a row after this step of the epoch.
 
     A row is due every `log_every` steps and after each epoch's last step. In the first epoch, where
-    alignment begins within a hundred steps, it is due at 1, 2, 4, 8 and so on below `log_every`, too.
+    alignment begins early, it is due at 1, 2, 4, 8 and so on below `log_every`, too.
     """
     if step % log_every == 0 or step == last_step:
         return True
@@ -274,6 +275,7 @@ def download(data_dir: Path) -> None:
     socket.setdefaulttimeout(10)  # seconds; a silent server would else hold the run forever
     # Not SOURCE(data_dir, download=True), which would also read: a file that cannot be read, or a
     # mistake in a SOURCE of one's own, would look like a failed download.
+    # So an object is made without __init__; `download` needs nothing of it but `root`.
     source = SOURCE.__new__(SOURCE)
     source.root = data_dir
     source.download()

@@ -461,8 +461,8 @@ def test_the_first_rows_of_a_run_come_again(mnist, name):
     options = script.make_parser().parse_args([*COMMANDS[name].split(), "--device=cpu"])
     seed = options.seeds[0]
     again = script.train(script.matched_networks(mnist, options, seed), mnist, options, seed)
-    logged = read(f"{name}/losses.csv")[:7]
-    assert logged[-1]["step"] == "32"
+    logged = read(f"{name}/losses.csv")[:5]
+    assert logged[-1]["step"] == "8"
     for text, row in zip(logged, again, strict=False):
         for column_name, value in row.items():
             assert float(text[column_name]) == pytest.approx(value, rel=1e-2, abs=0.05)
