@@ -104,10 +104,9 @@ def copy_weights(source: nn.Module, target: nn.Module) -> None:
 
     Raises RuntimeError if the two do not have the same, by name and shape.
     """
-    # Not strict=False, which would pass over a weight that is missing, too. So the target's own
-    # buffers are given along.
-    state = dict(source.named_parameters()) | dict(target.named_buffers())
-    target.load_state_dict(state)
+    weights = dict(source.named_parameters())
+    own_buffers = dict(target.named_buffers())  # only since load_state_dict asks for every name
+    target.load_state_dict(weights | own_buffers)
 
 
 def make_optimizer(networks: nn.ModuleDict, options: argparse.Namespace) -> torch.optim.Optimizer:
@@ -145,7 +144,7 @@ def train(
         # `batches` holds indices of images. As all images are on the device, to take those of a
         # mini-batch is one look-up. A DataLoader would fetch them one by one, which is slow.
         batches = order.to(options.device).split(options.batch_size)
-        if epoch == 0:  # a row before any training, with the loss that step 1 will start from
+        if epoch == 0:  # a row before any training; the row of step 1 will have the same losses
             first_losses = batch_losses(networks, data, batches[0]).detach()
             yield make_row(0, 0, [first_losses], networks, data)
         for step, batch in enumerate(batches, start=1):
