@@ -250,7 +250,9 @@ def say_what_is_not_drawn(log: Log, figure: Figure, path: Path) -> None:
 def main(arguments: list[str] | None = None) -> None:
     """Plot the run that the arguments name."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("run", type=Path, nargs="?", default="runs", help="default: the newest run")
+    parser.add_argument(
+        "run", type=Path, nargs="?", default=Path("runs"), help="default: the newest run"
+    )
     parser.add_argument("--out", type=Path, help="default: losses.png beside the CSV")
     options = parser.parse_args(arguments)
     try:

@@ -105,7 +105,9 @@ def copy_weights(source: nn.Module, target: nn.Module) -> None:
     Raises RuntimeError if the two do not have the same, by name and shape.
     """
     weights = dict(source.named_parameters())
-    own_buffers = dict(target.named_buffers())  # only since load_state_dict asks for every name
+    own_buffers = dict(target.named_buffers())
+    # Its own buffers, too, so that no name is missing. (strict=False would do without them, but
+    # would not notice a missing weight, either.)
     target.load_state_dict(weights | own_buffers)
 
 
@@ -144,7 +146,7 @@ def train(
         # `batches` holds indices of images. As all images are on the device, to take those of a
         # mini-batch is one look-up. A DataLoader would fetch them one by one, which is slow.
         batches = order.to(options.device).split(options.batch_size)
-        if epoch == 0:  # a row before any training; the row of step 1 will have the same losses
+        if epoch == 0:  # a row before any training
             first_losses = batch_losses(networks, data, batches[0]).detach()
             yield make_row(0, 0, [first_losses], networks, data)
         for step, batch in enumerate(batches, start=1):
