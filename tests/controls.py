@@ -3,7 +3,7 @@
     python tests/controls.py DATA_DIR          all controls: prints tables, writes results/*.csv
     python tests/controls.py DATA_DIR LABEL    that control alone: prints its row
 
-results/README.md explains the columns. In the functions, `fa` is FA's network.
+results/README.md explains the columns.
 """
 
 import argparse
@@ -76,8 +76,6 @@ COLUMNS = {  # {name: decimals in the table}
     "least overlap": 2,
     "best read-out": 1,
 }
-
-
 PREDICTED_STEPS = 0, 16, 32, 64, 125
 
 
