@@ -13,14 +13,16 @@ Feedback alignment (FA) sends it through a fixed random matrix B instead:
 With several FA layers, e is the message from the layer above, in place of dL/dy.)
 
 The layer's own weights learn as under BP: dL/dW = e x^T, dL/db = e. While they do, W comes
-to resemble B, and so the message B^T e comes to resemble W^T e. To see why, let x = W0 u be the
-output of a layer below, and take two examples, first 1 and then 2, and learning rate lr:
+to resemble B, and so W^T e comes to resemble the message B^T e. To see why, let x = W0 u be the
+output of a layer below. Take two examples, first 1 and then 2, and learning rate lr. A weight
+changes by -lr times error times input^T, and the error of W0 is the message:
 
     W0 changes by -lr B^T e1 u1^T,  so x2 then contains  -lr (u1.u2) B^T e1;
     W changes by -lr e2 x2^T,       so W gains         +lr^2 (u1.u2) e2 e1^T B.
 
-That is a matrix times B. Summed over all examples it points toward B, and not away from it;
-README.md shows why.
+Over many steps any two examples come in either order. Let M be the sum of e u^T over all examples.
+As long as the errors stay about what they are, all these gains add up to a multiple of M M^T B. This
+points toward B, and never away: its inner product with B is that of M^T B with itself.
 
 Source: T. P. Lillicrap, D. Cownden, D. B. Tweed, C. J. Akerman, "Random synaptic
 feedback weights support error backpropagation for deep learning", Nature
@@ -65,15 +67,16 @@ class FALinearFunction(torch.autograd.Function):
         ctx.save_for_backward(input, feedback)  # backward has no need of the weight!
 
     @staticmethod
-    @once_differentiable  # a second derivative is an error: B^T e is not even a first one
+    @once_differentiable  # B^T e is no derivative, so that to differentiate it again is an error
     def backward(ctx, grad_output):
         # `grad_output` is e, in the shape of the output. Returned is a gradient for each
         # argument of `forward`, in their order. `ctx.needs_input_grad` tells, in the same order,
         # for which one is needed. For others, such as a frozen weight, None is returned.
         input_needs, weight_needs, bias_needs, _ = ctx.needs_input_grad
         input, feedback = ctx.saved_tensors
-        # In mixed precision (torch.autocast) the error arrives in a lower precision than the
-        # saved tensors, and @ takes only tensors of one type. PyTorch casts back what is returned.
+        # In mixed precision (torch.autocast) the output of `forward`, and so the error, has a lower
+        # precision than its arguments, and @ takes only tensors of one type. What is returned may
+        # have the lower precision: PyTorch casts it to that of the argument.
         input, feedback = input.to(grad_output.dtype), feedback.to(grad_output.dtype)
         grad_input = grad_weight = grad_bias = None
         if input_needs:  # what is returned for it is the `grad_output` of the layer below
@@ -108,24 +111,24 @@ class FALinear(nn.Linear):
 
     A twin that learns by BP: copy the weights. (The same seed does not give the same weights,
     because an FALinear draws B as well.) `strict=False` is needed as the twin has no feedback.
-    The second line, the other way round, leaves the layer's B as it is.
 
+        twin = nn.Linear(layer.in_features, layer.out_features)
         twin.load_state_dict(layer.state_dict(), strict=False)
-        layer.load_state_dict(twin.state_dict(), strict=False)
 
-    A B of your own: write into the buffer, or assign a tensor of the same shape. B may be
-    computed from W, as in the second line: no gradient flows through B.
+    A B of your own: write into the buffer, or assign a tensor of the same shape. It may be computed
+    from W; no gradient flows through B.
 
         layer.feedback.copy_(my_feedback)
         layer.feedback = layer.weight.detach().sign() * layer.feedback.abs()
 
-    To watch a layer in the middle of a network, let a hook compare the message that it sends with
-    what its own weights would have made of the same e, which is `grad_output[0]`. (That is not the
-    gradient of the whole network, if e itself has come through another FALinear.)
+    To watch a layer in the middle of a network, let a hook compare the message that it sends, B^T e,
+    with W^T e. PyTorch calls the hook in each backward pass, with e in `grad_output[0]`.
+
+        from train_fa_vs_bp_linear_model import angle
 
         def print_angle(layer, grad_input, grad_output):
             e = grad_output[0]
-            print(angle(e @ layer.feedback, e @ layer.weight).mean())  # `angle` is in the script
+            print(angle(e @ layer.feedback, e @ layer.weight).mean())
 
         layer.register_full_backward_hook(print_angle)
 
@@ -133,15 +136,15 @@ class FALinear(nn.Linear):
     (height and width are those of the output):
 
         layer = FALinear(channels * 5 * 5, out_channels)
-        patches = F.unfold(images, kernel_size=5).transpose(1, 2)  # (images, places, pixels)
+        patches = F.unfold(images, kernel_size=5).transpose(1, 2)  # (images, places, in_features)
         outputs = layer(patches).transpose(1, 2)  # (images, out_channels, places)
         maps = outputs.unflatten(2, (height, width))
 
     Limits, none of which plain training meets:
         - Complex numbers are refused (TypeError), and so are forward mode (NotImplementedError)
           and second derivatives (RuntimeError), as B^T e is no derivative.
-        - Two kinds of second derivatives are zero, without an error: nested `torch.func`
-          transforms, and the gradient of a gradient of `output.sum()`.
+        - Some second derivatives are not refused, but zero: in nested `torch.func` transforms, and
+          where the error is a constant, as with the loss `output.sum()`.
         - `torch.compile` around a `torch.func` transform gives wrong gradients, without an
           error, unless `torch.compiler.allow_in_graph(FALinearFunction)` was called before.
         - What uses a layer's weight without calling the layer learns by BP: a program made by
@@ -152,7 +155,7 @@ class FALinear(nn.Linear):
 
     def reset_parameters(self) -> None:
         """Draw feedback, weight and bias. `nn.Linear.__init__` calls this, and so makes B."""
-        # B is drawn as W is, but independently: as the weight of another layer like this one.
+        # B is drawn as W is, but independently: as the weight of another layer, alike in all.
         other = nn.Linear(
             self.in_features,
             self.out_features,
@@ -165,7 +168,7 @@ class FALinear(nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:
         """Return input W^T + b: (..., in_features) -> (..., out_features)."""
-        # If a user computed B from W, B has a graph. Although `backward` returns None for B,
-        # autograd would walk through that graph at each step, and fail at the second.
+        # A B that was computed from W has a graph. Autograd would follow it in each backward pass,
+        # None or not, and fail in the second, because the first frees it.
         feedback = self.feedback.detach()
         return FALinearFunction.apply(input, self.weight, self.bias, feedback)
