@@ -153,7 +153,8 @@ def plot(log: Log, config: dict, read_out: dict[str, np.ndarray] | None) -> Figu
 def steps_of(log: Log) -> np.ndarray:
     """Return each row's step, counted from the start of the training."""
     epoch, step = log["epoch"][0], log["step"][0]
-    steps_per_epoch = step[epoch == 0].max()  # an epoch's last step has a row; all are as long
+    # Each epoch's last step has a row. (If the first epoch was not finished, there is no other.)
+    steps_per_epoch = step[epoch == 0].max()
     return epoch * steps_per_epoch + step
 
 
@@ -162,23 +163,24 @@ def middles(steps: np.ndarray) -> np.ndarray:
 
     A row's loss is a mean over the mini-batches since the last row. It is drawn at the mean number
     of updates that were made before them. For rows at 4 and 8, for example: before the mini-batches
-    of the steps 5 to 8, there had been 4, 5, 6 and 7 updates, so row 8 is drawn at 5.5.
+    of the steps 5 to 8, there had been 4, 5, 6 and 7 updates, so row 8 is drawn at 5.5. Rows 0 and
+    1 have the loss of the first mini-batch, before any update: both are drawn at 0.
     """
     updates_before_first = np.append(0, steps[:-1])
-    updates_before_last = np.maximum(steps - 1, 0)
+    updates_before_last = np.maximum(steps - 1, 0)  # for row 0 as for row 1
     return (updates_before_first + updates_before_last) / 2
 
 
 def draw_lines(panel: Axes, log: Log, quantity: str, styles: dict, at: np.ndarray) -> None:
     """Draw the mean and the spread over the seeds of each column NAME_QUANTITY."""
-    panel.set_prop_cycle(color=OTHER_COLORS)
+    panel.set_prop_cycle(color=OTHER_COLORS)  # for lines without a colour of their own
     for column, values in log.items():
         name, _, ending = column.rpartition("_")
         if ending != quantity:
             continue
         style = styles.get(name, {"label": name})  # a rule of yours is drawn under its name
         mean = values.mean(axis=0)
-        # The gid says to `say_what_is_not_drawn` that this column is drawn.
+        # The gid is a mark, by which `say_what_is_not_drawn` finds the columns that are drawn.
         (line,) = panel.plot(at, mean, gid=column, **style)
         if len(values) > 1:
             spread = values.std(axis=0, ddof=1)
@@ -244,7 +246,8 @@ def say_what_is_not_drawn(log: Log, figure: Figure, path: Path) -> None:
     for index, seed in enumerate(log["seed"][:, 0]):
         values = [column[index] for column in log.values()]
         if not np.isfinite(values).all():
-            print(f"{path}: seed {seed:.0f} becomes inf or nan: means end there", file=sys.stderr)
+            problem = "has inf or nan, and no mean is drawn there"
+            print(f"{path}: seed {seed:.0f} {problem}", file=sys.stderr)
 
 
 def main(arguments: list[str] | None = None) -> None:
