@@ -61,9 +61,9 @@ class DataSet(NamedTuple):
 def build_network(data: DataSet, hidden: int, upper: type[nn.Linear]) -> nn.Sequential:
     """Return a network pixels-hidden-classes.
 
-    `upper` is the type of the read-out, nn.Linear or FALinear (and of any layer that you add above
-    the first). It decides what the read-out sends down, and so by which rule the hidden layer
-    learns. The hidden layer sends nothing down, and is always an nn.Linear.
+    The hidden layer learns from what the read-out sends down to it. So the type of the read-out,
+    `upper`, makes the rule: nn.Linear sends down BP's message, FALinear FA's. (A layer that you add
+    above the first has this type, too. The first has none below to teach, and is an nn.Linear.)
     """
     pixels = data.train_images.shape[1]
     layers = {  # named, so that other code can say network.read_out
@@ -84,11 +84,12 @@ def matched_networks(data: DataSet, options: argparse.Namespace, seed: int) -> n
     networks = nn.ModuleDict()
     for rule, upper in types.items():
         networks[rule] = build_network(data, options.hidden, upper)
+    # The weights of one network are scaled, and then given to all.
     fa = networks["fa"]
     with torch.no_grad():
         for parameter in fa.parameters():
             parameter.mul_(options.init_scale)
-    for network in networks.values():  # FA's own as well, which changes nothing
+    for network in networks.values():
         copy_weights(fa, network)
     networks["shallow"].requires_grad_(False)
     networks["shallow"].read_out.requires_grad_(True)
@@ -104,18 +105,16 @@ def copy_weights(source: nn.Module, target: nn.Module) -> None:
 
     Raises RuntimeError if the two do not have the same, by name and shape.
     """
-    weights = dict(source.named_parameters())
-    own_buffers = dict(target.named_buffers())
-    # Its own buffers, too, so that no name is missing. (strict=False would do without them, but
-    # would not notice a missing weight, either.)
-    target.load_state_dict(weights | own_buffers)
+    state = dict(target.named_buffers())
+    state.update(source.named_parameters())
+    target.load_state_dict(state)  # strict: each name of the target must be there, and no other
 
 
 def make_optimizer(networks: nn.ModuleDict, options: argparse.Namespace) -> torch.optim.Optimizer:
     """Return one optimizer for all networks.
 
-    SGD treats each weight by itself, so that one serves all. A frozen weight has no gradient, and
-    SGD passes it over, weight decay included.
+    SGD treats each weight by itself, in momentum and weight decay, too, so that one serves all. A
+    frozen weight has no gradient, and SGD passes it over, weight decay included.
     """
     return torch.optim.SGD(
         networks.parameters(),
@@ -123,7 +122,7 @@ def make_optimizer(networks: nn.ModuleDict, options: argparse.Namespace) -> torc
         momentum=options.momentum,
         nesterov=options.momentum > 0,  # torch refuses Nesterov without momentum
         weight_decay=options.weight_decay,
-        fused=True,  # the same in one pass over the weights: faster
+        fused=True,  # the same in one pass over the weights, also on the CPU: faster
     )
 
 
@@ -146,19 +145,20 @@ def train(
         # `batches` holds indices of images. As all images are on the device, to take those of a
         # mini-batch is one look-up. A DataLoader would fetch them one by one, which is slow.
         batches = order.to(options.device).split(options.batch_size)
-        if epoch == 0:  # a row before any training
-            first_losses = batch_losses(networks, data, batches[0]).detach()
-            yield make_row(0, 0, [first_losses], networks, data)
         for step, batch in enumerate(batches, start=1):
             losses = batch_losses(networks, data, batch)
+            losses_since_row.append(losses.detach())
+            if epoch == 0 and step == 1:
+                # Row 0 shows the start: no weight is updated yet. (Row 1 has the same losses, as
+                # they were computed before the first update, but measures from after it.)
+                yield make_row(0, 0, losses_since_row, networks, data)
             # No two networks share a weight, so the sum gives each just its own gradient.
             losses.sum().backward()
             optimizer.step()
             optimizer.zero_grad()
-            losses_since_row.append(losses.detach())
             if row_is_due(epoch, step, len(batches), options.log_every):
                 yield make_row(epoch, step, losses_since_row, networks, data)
-                losses_since_row.clear()
+                losses_since_row = []
 
 
 def batch_losses(networks: nn.ModuleDict, data: DataSet, batch: Tensor) -> Tensor:
@@ -171,8 +171,8 @@ def batch_losses(networks: nn.ModuleDict, data: DataSet, batch: Tensor) -> Tenso
 def row_is_due(epoch: int, step: int, last_step: int, log_every: int) -> bool:
     """Tell whether the log gets a row after this step of the epoch.
 
-    A row is due every `log_every` steps and after each epoch's last step. In the first epoch, where
-    alignment begins early, it is due at 1, 2, 4, 8 and so on below `log_every`, too.
+    A row is due every `log_every` steps, and at the end of each epoch. As alignment begins early,
+    the first epoch has more: at steps 1, 2, 4, 8 and so on, until `log_every`.
     """
     if step % log_every == 0 or step == last_step:
         return True
@@ -188,10 +188,13 @@ def make_row(
     `losses` is a list with one tensor, of shape (networks,), for each mini-batch since the last
     row. The row has each network's mean over these mini-batches.
     """
+    row = {"epoch": epoch, "step": step}
     means = torch.stack(losses).mean(dim=0)
-    columns = {f"{rule}_loss": mean for rule, mean in zip(networks.keys(), means, strict=True)}
-    columns |= measure(networks, data)
-    return {"epoch": epoch, "step": step} | {name: float(v) for name, v in columns.items()}
+    for rule, mean in zip(networks.keys(), means, strict=True):
+        row[f"{rule}_loss"] = float(mean)
+    for name, value in measure(networks, data).items():
+        row[name] = float(value)
+    return row
 
 
 @torch.no_grad()
@@ -210,10 +213,11 @@ def measure(networks: nn.ModuleDict, data: DataSet) -> dict[str, Tensor]:
         wrong = outputs[rule].argmax(dim=1) != data.test_labels
         columns[f"{rule}_error"] = 100 * wrong.float().mean()
     W, B = networks["fa"].read_out.weight, networks["fa"].read_out.feedback
-    # e is the gradient of the cross-entropy with respect to the outputs. It has one row for each
-    # image: softmax probabilities minus the one-hot label. So B^T e reads e @ B.
+    # Each image has its own e, a row: the gradient of its cross-entropy with respect to its
+    # outputs, which is softmax minus one-hot label. The message B^T e of all images reads e @ B, as
+    # in FALinearFunction.backward.
     e = outputs["fa"].softmax(dim=1) - F.one_hot(data.test_labels, data.classes)
-    # Where e is 0 there is no message, and the angle is nan: nanmean leaves it out.
+    # An e may be rounded to 0. Then there is no message, the angle is nan, and nanmean passes it by.
     columns["message_angle"] = angle(e @ B, e @ W).nanmean()
     columns["weight_angle"] = angle(B.flatten(), W.flatten())
     networks.train()
@@ -224,7 +228,8 @@ def angle(a: Tensor, b: Tensor) -> Tensor:
     """Return the angles in degrees, shape (...), between vectors (..., n); nan where one is 0."""
     # F.cosine_similarity is 0 where a vector is 0, which would be a false 90 degrees.
     cosine = (a * b).sum(dim=-1) / (a.norm(dim=-1) * b.norm(dim=-1))
-    return cosine.clamp(-1, 1).acos().rad2deg()  # rounding may leave [-1, 1]
+    cosine = cosine.clamp(-1, 1)  # rounding may take it beyond; nan stays nan
+    return cosine.acos().rad2deg()
 
 
 # The data.
@@ -236,50 +241,61 @@ def load_data(choice: str, data_dir: Path) -> DataSet:
     Choices:
         "synthetic": random patterns.
         "mnist", or the name of another SOURCE: read from disk, and downloaded if files are missing.
-        "auto": the same, but random patterns stand in if it cannot be downloaded and none of its
-            files is on disk. (With some of them there, one expects the real data.)
+        "auto": the same, but random patterns stand in if the download fails and leaves nothing on
+            disk. (With a file there, or a part of one, one expects the real data.)
 
     Raises OSError where files are missing, or cannot be read.
     """
     if choice == "synthetic":
         return random_patterns()
-    folder = data_dir / SOURCE.__name__ / "raw"
-    if missing_files(folder):
-        print(f"Downloading {SOURCE.__name__} to {folder} ...", flush=True)
+    if missing_files(data_dir):
         try:
             download(data_dir)
-        # What torchvision raises when no mirror answers, or what came is cut or not the file. Other
-        # errors, of a folder that cannot be written to, say, are no failed download.
-        except (RuntimeError, HTTPException, ConnectionError, TimeoutError) as failure:
-            missing = missing_files(folder)
-            reason = " ".join(str(failure).split()) or type(failure).__name__  # in one line
-            problem = f"cannot download {SOURCE.__name__} ({reason}); "
-            problem += f"missing in {folder}: {', '.join(missing)}"
-            some_are_here = any(folder.glob("*"))
-            if some_are_here or choice != "auto":
-                raise OSError(problem) from failure
+        except FailedDownload as problem:
+            something_is_there = any(raw_folder(data_dir).glob("*"))
+            if choice != "auto" or something_is_there:
+                raise
             print(f"WARNING: {problem}", file=sys.stderr)
             print("WARNING: random patterns stand in", file=sys.stderr)
             return random_patterns()
     return read_data(data_dir)
 
 
-def missing_files(folder: Path) -> list[str]:
-    """Return the names of the data set's files that are not in its folder."""
+def raw_folder(data_dir: Path) -> Path:
+    """Return the folder in which torchvision keeps the data set's files."""
+    return data_dir / SOURCE.__name__ / "raw"
+
+
+def missing_files(data_dir: Path) -> list[str]:
+    """Return the names of the data set's files that are not on disk."""
     # SOURCE.resources are pairs of a compressed file's name and its checksum.
     names = [compressed.removesuffix(".gz") for compressed, _checksum in SOURCE.resources]
-    return [name for name in names if not (folder / name).is_file()]
+    return [name for name in names if not (raw_folder(data_dir) / name).is_file()]
+
+
+class FailedDownload(OSError):
+    """No mirror has answered, or what came is cut or not the file."""
 
 
 def download(data_dir: Path) -> None:
-    """Download the files that are missing, and unpack them."""
+    """Download the files that are missing, and unpack them; raise FailedDownload if that fails."""
+    folder = raw_folder(data_dir)
+    print(f"Downloading {SOURCE.__name__} to {folder} ...", flush=True)
     socket.setdefaulttimeout(10)  # seconds; a silent server would else hold the run forever
-    # Not SOURCE(data_dir, download=True), which would also read: a file that cannot be read, or a
-    # mistake in a SOURCE of one's own, would look like a failed download.
-    # So an object is made without __init__; `download` needs nothing of it but `root`.
+    # To make a SOURCE(data_dir, download=True) would also read the files, and errors in reading are
+    # no failed download. So the object is made without __init__. All that `download` uses is `root`.
     source = SOURCE.__new__(SOURCE)
     source.root = data_dir
-    source.download()
+    try:
+        source.download()
+    # RuntimeError is torchvision's own, and it lets the others through. An error of the disk, such
+    # as PermissionError, is none of these.
+    except (RuntimeError, HTTPException, ConnectionError, TimeoutError) as failure:
+        reason = " ".join(str(failure).split()) or type(failure).__name__  # in one line
+        missing = ", ".join(missing_files(data_dir))
+        raise FailedDownload(
+            f"cannot download {SOURCE.__name__} ({reason}); missing in {folder}: {missing}"
+        ) from failure
 
 
 def read_data(data_dir: Path) -> DataSet:
@@ -287,7 +303,7 @@ def read_data(data_dir: Path) -> DataSet:
     train_part, test_part = SOURCE(data_dir, train=True), SOURCE(data_dir, train=False)
     train_pixels = train_part.data.flatten(start_dim=1) / 255
     test_pixels = test_part.data.flatten(start_dim=1) / 255
-    # Rounded to what is customary for MNIST: 0.1307 and 0.3081.
+    # For MNIST, 0.1307 and 0.3081, as is customary: rounded.
     mean = round(train_pixels.mean().item(), 4)
     deviation = round(train_pixels.std().item(), 4)
     return DataSet(
@@ -303,7 +319,8 @@ def read_data(data_dir: Path) -> DataSet:
 def check_data(data: DataSet) -> None:
     """Raise ValueError where shapes, labels or pixels are not what they should be.
 
-    MNIST is right, but data of one's own may be wrong without an error elsewhere.
+    MNIST is right, but data of one's own may be wrong without an error elsewhere. As this is a
+    mistake in code, it is shown with its traceback.
     """
     pairs = (data.train_images, data.train_labels), (data.test_images, data.test_labels)
     for images, labels in pairs:
@@ -317,7 +334,10 @@ def check_data(data: DataSet) -> None:
 
 
 def random_patterns(train_size: int = 60_000, test_size: int = 10_000) -> DataSet:
-    """Return a stand-in for MNIST, the same each time: ten smooth patterns under smooth noise."""
+    """Return a stand-in for MNIST, the same each time: ten smooth patterns under smooth noise.
+
+    The mean of all pixels is about 0.
+    """
     generator = torch.Generator().manual_seed(0)
 
     def smooth(n: int) -> Tensor:
@@ -345,13 +365,16 @@ def compare(data: DataSet, options: argparse.Namespace) -> Iterator[dict[str, fl
     for seed in options.seeds:
         networks = matched_networks(data, options, seed).to(options.device)
         read_out = networks["fa"].read_out
-        arrays = {"weight_at_start": as_array(read_out.weight)}
+        weight_at_start = as_array(read_out.weight)
         for row in train(networks, data, options, seed):
             yield {"seed": seed} | row
         if seed == options.seeds[0]:
-            arrays["weight_at_end"] = as_array(read_out.weight)
-            arrays["feedback"] = as_array(read_out.feedback)
-            np.savez(options.out / "fa_read_out.npz", **arrays)
+            np.savez(
+                options.out / "fa_read_out.npz",
+                weight_at_start=weight_at_start,
+                weight_at_end=as_array(read_out.weight),
+                feedback=as_array(read_out.feedback),
+            )
 
 
 def as_array(tensor: Tensor) -> np.ndarray:
@@ -375,11 +398,12 @@ def texts(row: dict[str, float], float_format: str) -> list[str]:
 def print_summary(last_rows: list[dict[str, float]]) -> None:
     """Print each measure's mean and spread over the seeds."""
     print(f"\nLast rows, mean +- standard deviation over {len(last_rows)} seeds:")
+    width = max(len(name) for name in last_rows[0])
     for name in last_rows[0]:
         if name in ("seed", "epoch", "step"):
             continue
         values = [row[name] for row in last_rows]
-        print(f"{name:13} {statistics.fmean(values):#.4g} +- {statistics.stdev(values):.2g}")
+        print(f"{name:{width}} {statistics.fmean(values):#.4g} +- {statistics.stdev(values):.2g}")
 
 
 def describe_network(network: nn.Module) -> str:
@@ -408,7 +432,7 @@ def describe_optimizer(optimizer: torch.optim.Optimizer) -> str:
     for group in optimizer.param_groups:
         settings = []
         for name, value in group.items():
-            is_off = value is None or value is False
+            is_off = value is None or value is False  # 0 is not: "momentum 0" is said
             if name != "params" and not is_off:
                 settings.append(f"{name} {value}")
         groups.append(", ".join(settings))

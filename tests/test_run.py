@@ -83,12 +83,14 @@ def test_the_end_says_where_the_results_are_and_how_to_plot_them(capsys):
 
 
 def test_the_summary_has_each_measures_mean_and_sample_deviation(capsys):
-    rows = [{"seed": s, "epoch": 4, "step": 9, "fa_loss": 1.0 + s} for s in range(3)]
+    measures = [{"fa_loss": 1.0 + s, "longest_angle": 90.0} for s in range(3)]
+    rows = [{"seed": 7, "epoch": 4, "step": 9} | measured for measured in measures]
     script.print_summary(rows)
     assert capsys.readouterr().out.splitlines() == [
         "",
         "Last rows, mean +- standard deviation over 3 seeds:",
         "fa_loss       2.000 +- 1",
+        "longest_angle 90.00 +- 0",
     ]
 
 
