@@ -1,28 +1,27 @@
 """Feedback alignment for one linear layer, as a drop-in for `torch.nn.Linear`.
 
-Backpropagation (BP) teaches the layers below y = W x + b by sending the error
-e = dL/dy back through the transpose of the forward weights:
+Backpropagation (BP) teaches the layers below y = W x + b by a message: the error
+e = dL/dy, sent back through the transpose of the forward weights:
 
     BP:  dL/dx = W^T e
 
-Feedback alignment (FA) sends it through a fixed random matrix B instead:
+Feedback alignment (FA) sends the error through a fixed random matrix B instead:
 
     FA:  B^T e, in place of dL/dx
 
 (x is the layer's input: for a read-out the outputs of the hidden layer, which README.md calls h.
-With several FA layers, e is the message from the layer above, in place of dL/dy.)
+If the layer above is an FA layer, too, its message is the e of this one, in place of dL/dy.)
 
 The layer's own weights learn as under BP: dL/dW = e x^T, dL/db = e. While they do, W comes
 to resemble B, and so W^T e comes to resemble the message B^T e. To see why, let x = W0 u be the
-output of a layer below. Take two examples, first 1 and then 2, and learning rate lr. A weight
-changes by -lr times error times input^T, and the error of W0 is the message:
+output of a layer below, and let the same example come twice, its error still about the same. With
+learning rate lr,
 
-    W0 changes by -lr B^T e1 u1^T,  so x2 then contains  -lr (u1.u2) B^T e1;
-    W changes by -lr e2 x2^T,       so W gains         +lr^2 (u1.u2) e2 e1^T B.
+    first,  W0 changes by -lr B^T e u^T,  so that x gains  d = -lr (u.u) B^T e;
+    then,   W changes by -lr e x^T,       a part of which is  -lr e d^T = lr^2 (u.u) e e^T B.
 
-Over many steps any two examples come in either order. Let M be the sum of e u^T over all examples.
-As long as the errors stay about what they are, all these gains add up to a multiple of M M^T B. This
-points toward B, and never away: its inner product with B is that of M^T B with itself.
+So W gains a part that points toward B: the inner product of e e^T B and B is the square of the
+length of B^T e. README.md shows that this is so for many examples together, too.
 
 Source: T. P. Lillicrap, D. Cownden, D. B. Tweed, C. J. Akerman, "Random synaptic
 feedback weights support error backpropagation for deep learning", Nature
@@ -67,7 +66,7 @@ class FALinearFunction(torch.autograd.Function):
         ctx.save_for_backward(input, feedback)  # backward has no need of the weight!
 
     @staticmethod
-    @once_differentiable  # B^T e is no derivative, so that to differentiate it again is an error
+    @once_differentiable  # B^T e is no derivative: PyTorch refuses to differentiate it again
     def backward(ctx, grad_output):
         # `grad_output` is e, in the shape of the output. Returned is a gradient for each
         # argument of `forward`, in their order. `ctx.needs_input_grad` tells, in the same order,
@@ -143,8 +142,8 @@ class FALinear(nn.Linear):
     Limits, none of which plain training meets:
         - Complex numbers are refused (TypeError), and so are forward mode (NotImplementedError)
           and second derivatives (RuntimeError), as B^T e is no derivative.
-        - Some second derivatives are not refused, but zero: in nested `torch.func` transforms, and
-          where the error is a constant, as with the loss `output.sum()`.
+        - Where PyTorch takes B^T e for a constant, its derivative is not refused, but zero: in
+          nested `torch.func` transforms, and with a loss such as `output.sum()`, whose e is one.
         - `torch.compile` around a `torch.func` transform gives wrong gradients, without an
           error, unless `torch.compiler.allow_in_graph(FALinearFunction)` was called before.
         - What uses a layer's weight without calling the layer learns by BP: a program made by
@@ -155,7 +154,8 @@ class FALinear(nn.Linear):
 
     def reset_parameters(self) -> None:
         """Draw feedback, weight and bias. `nn.Linear.__init__` calls this, and so makes B."""
-        # B is drawn as W is, but independently: as the weight of another layer, alike in all.
+        # B is drawn as W is, but independently: it is the weight of a second layer, which is made
+        # with the same arguments.
         other = nn.Linear(
             self.in_features,
             self.out_features,
@@ -168,7 +168,8 @@ class FALinear(nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:
         """Return input W^T + b: (..., in_features) -> (..., out_features)."""
-        # A B that was computed from W has a graph. Autograd would follow it in each backward pass,
-        # None or not, and fail in the second, because the first frees it.
+        # A B that was computed from W, without `detach`, has a graph. Although `backward` returns
+        # None for B, autograd would follow it, and the first backward pass frees a graph, so that
+        # the second would fail.
         feedback = self.feedback.detach()
         return FALinearFunction.apply(input, self.weight, self.bias, feedback)
