@@ -153,7 +153,7 @@ def plot(log: Log, config: dict, read_out: dict[str, np.ndarray] | None) -> Figu
 def steps_of(log: Log) -> np.ndarray:
     """Return each row's step, counted from the start of the training."""
     epoch, step = log["epoch"][0], log["step"][0]
-    # Each epoch's last step has a row. (If the first epoch was not finished, there is no other.)
+    # Each epoch's last step has a row. (If the first was not finished, all rows are of epoch 0.)
     steps_per_epoch = step[epoch == 0].max()
     return epoch * steps_per_epoch + step
 
@@ -193,7 +193,7 @@ def make_logarithmic(panel: Axes) -> None:
     panel.set_yscale("log", subs=[2, 3, 5])  # minor ticks at 2, 3, 5, 20, 30, 50 ...
     panel.yaxis.set_major_formatter("{x:g}")
     low, high = panel.get_ylim()
-    few_decades = high < 300 * low  # over more than these, their labels would overlap
+    few_decades = high < 300 * low  # over more, the labels of minor ticks would overlap
     panel.yaxis.set_minor_formatter("{x:g}" if few_decades else "")
 
 
@@ -268,7 +268,7 @@ def main(arguments: list[str] | None = None) -> None:
     figure = plot(log, config, read_out)
     say_what_is_not_drawn(log, figure, path)
     out = path.with_name("losses.png") if options.out is None else options.out.expanduser()
-    file_format = out.suffix[1:] or "png"
+    file_format = out.suffix[1:].lower() or "png"
     if file_format not in figure.canvas.get_supported_filetypes():
         parser.error(f"{out}: no picture can be saved as {file_format}")
     try:

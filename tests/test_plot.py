@@ -441,6 +441,12 @@ def test_an_unknown_kind_of_picture_is_refused(capsys):
     refuse(["--out=a.xyz"], capsys, "a.xyz: no picture can be saved as xyz")
 
 
+def test_an_ending_in_capital_letters_is_known():
+    write_run([row()])
+    plot_losses.main(["--out=a.PNG"])
+    assert Path("a.PNG").read_bytes().startswith(b"\x89PNG")
+
+
 def test_a_folder_that_is_not_there_is_named(capsys):
     write_run([row()])
     refuse(["--out=nowhere/a.png"], capsys, "nowhere/a.png")
