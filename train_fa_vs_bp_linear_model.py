@@ -19,7 +19,6 @@ import argparse
 import json
 import math
 import socket
-import statistics
 import sys
 from collections import OrderedDict
 from collections.abc import Iterator
@@ -105,9 +104,11 @@ def copy_weights(source: nn.Module, target: nn.Module) -> None:
 
     Raises RuntimeError if the two do not have the same, by name and shape.
     """
-    state = dict(target.named_buffers())
-    state.update(source.named_parameters())
-    target.load_state_dict(state)  # strict: each name of the target must be there, and no other
+    # load_state_dict refuses a state that lacks a name, or has one too many. So the weights of the
+    # source are completed by the buffers that the target has already.
+    weights = dict(source.named_parameters())
+    own_buffers = dict(target.named_buffers())
+    target.load_state_dict({**weights, **own_buffers})
 
 
 def make_optimizer(networks: nn.ModuleDict, options: argparse.Namespace) -> torch.optim.Optimizer:
@@ -149,8 +150,7 @@ def train(
             losses = batch_losses(networks, data, batch)
             losses_since_row.append(losses.detach())
             if epoch == 0 and step == 1:
-                # Row 0 shows the start: no weight is updated yet. (Row 1 has the same losses, as
-                # they were computed before the first update, but measures from after it.)
+                # Row 0 shows the start, before any update. The losses are kept for the next row.
                 yield make_row(0, 0, losses_since_row, networks, data)
             # No two networks share a weight, so the sum gives each just its own gradient.
             losses.sum().backward()
@@ -244,7 +244,7 @@ def load_data(choice: str, data_dir: Path) -> DataSet:
         "auto": the same, but random patterns stand in if the download fails and leaves nothing on
             disk. (With a file there, or a part of one, one expects the real data.)
 
-    Raises OSError where files are missing, or cannot be read.
+    Raises OSError where files are missing, or the system refuses to read or write them.
     """
     if choice == "synthetic":
         return random_patterns()
@@ -282,14 +282,15 @@ def download(data_dir: Path) -> None:
     folder = raw_folder(data_dir)
     print(f"Downloading {SOURCE.__name__} to {folder} ...", flush=True)
     socket.setdefaulttimeout(10)  # seconds; a silent server would else hold the run forever
-    # To make a SOURCE(data_dir, download=True) would also read the files, and errors in reading are
-    # no failed download. So the object is made without __init__. All that `download` uses is `root`.
+    # SOURCE(data_dir, download=True) would also read the files, and an error in reading would look
+    # like a failed download. So the object is made without its __init__, and given by hand what its
+    # `download` uses: `root`.
     source = SOURCE.__new__(SOURCE)
     source.root = data_dir
     try:
         source.download()
-    # RuntimeError is torchvision's own, and it lets the others through. An error of the disk, such
-    # as PermissionError, is none of these.
+    # torchvision raises RuntimeError where a download fails, but lets the others through, of a
+    # connection that breaks. An error of the disk, such as PermissionError, is none of these.
     except (RuntimeError, HTTPException, ConnectionError, TimeoutError) as failure:
         reason = " ".join(str(failure).split()) or type(failure).__name__  # in one line
         missing = ", ".join(missing_files(data_dir))
@@ -319,8 +320,8 @@ def read_data(data_dir: Path) -> DataSet:
 def check_data(data: DataSet) -> None:
     """Raise ValueError where shapes, labels or pixels are not what they should be.
 
-    MNIST is right, but data of one's own may be wrong without an error elsewhere. As this is a
-    mistake in code, it is shown with its traceback.
+    MNIST is right, but data of one's own may be wrong without an error elsewhere. (`main` does not
+    catch this ValueError, so that its traceback is seen.)
     """
     pairs = (data.train_images, data.train_labels), (data.test_images, data.test_labels)
     for images, labels in pairs:
@@ -385,7 +386,7 @@ def as_array(tensor: Tensor) -> np.ndarray:
 def record(row: dict[str, float], log: TextIO) -> None:
     """Write a row to the log and to the terminal."""
     print(*texts(row, ".6g"), sep=",", file=log, flush=True)
-    # "#" keeps zeros at the end, so that the columns line up.
+    # "#" keeps zeros at the end: 0.5000. Each cell is as wide as the name above it.
     cells = [text.rjust(len(name)) for name, text in zip(row, texts(row, "#.4g"), strict=True)]
     print(*cells, sep="|", flush=True)
 
@@ -402,8 +403,8 @@ def print_summary(last_rows: list[dict[str, float]]) -> None:
     for name in last_rows[0]:
         if name in ("seed", "epoch", "step"):
             continue
-        values = [row[name] for row in last_rows]
-        print(f"{name:{width}} {statistics.fmean(values):#.4g} +- {statistics.stdev(values):.2g}")
+        values = torch.tensor([row[name] for row in last_rows], dtype=torch.double)
+        print(f"{name:{width}} {values.mean():#.4g} +- {values.std():.2g}")
 
 
 def describe_network(network: nn.Module) -> str:

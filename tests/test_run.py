@@ -94,6 +94,11 @@ def test_the_summary_has_each_measures_mean_and_sample_deviation(capsys):
     ]
 
 
+def test_the_summary_of_seeds_that_diverge_says_inf_and_nan(capsys):
+    script.print_summary([{"fa_loss": loss} for loss in (1.0, float("inf"))])
+    assert capsys.readouterr().out.splitlines()[-1] == "fa_loss inf +- nan"
+
+
 @pytest.mark.parametrize(("seeds", "times"), [(["1"], 0), (["1", "2"], 1)], ids=["one", "two"])
 def test_there_is_a_summary_of_the_last_rows_where_there_are_several_seeds(seeds, times, capsys):
     run("--out=run", "--seeds", *seeds)
