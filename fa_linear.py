@@ -9,19 +9,20 @@ Feedback alignment (FA) sends the error through a fixed random matrix B instead:
 
     FA:  B^T e, in place of dL/dx
 
-(x is the layer's input: for a read-out the outputs of the hidden layer, which README.md calls h.
-If the layer above is an FA layer, too, its message is the e of this one, in place of dL/dy.)
+(x is the layer's input, which README.md calls h. Where several FA layers follow each other, each
+one's message is the e of the one below, in place of dL/dy.)
 
 The layer's own weights learn as under BP: dL/dW = e x^T, dL/db = e. While they do, W comes
 to resemble B, and so W^T e comes to resemble the message B^T e. To see why, let x = W0 u be the
-output of a layer below, and let the same example come twice, its error still about the same. With
-learning rate lr,
+output of a layer below, and let the same example come twice, with the same error. lr is the
+learning rate.
 
-    first,  W0 changes by -lr B^T e u^T,  so that x gains  d = -lr (u.u) B^T e;
-    then,   W changes by -lr e x^T,       a part of which is  -lr e d^T = lr^2 (u.u) e e^T B.
+    The first time, W0 changes by -lr B^T e u^T.
+    So the second time, x has become x + d, with d = -lr (u.u) B^T e.
+    W then changes by -lr e (x + d)^T. The part with d is -lr e d^T = lr^2 (u.u) e e^T B.
 
-So W gains a part that points toward B: the inner product of e e^T B and B is the square of the
-length of B^T e. README.md shows that this is so for many examples together, too.
+This part turns W toward B, as its inner product with B (the products of their entries, added up) is
+lr^2 (u.u) |B^T e|^2, which is positive. README.md shows the same for many examples together.
 
 Source: T. P. Lillicrap, D. Cownden, D. B. Tweed, C. J. Akerman, "Random synaptic
 feedback weights support error backpropagation for deep learning", Nature
@@ -111,7 +112,7 @@ class FALinear(nn.Linear):
     A twin that learns by BP: copy the weights. (The same seed does not give the same weights,
     because an FALinear draws B as well.) `strict=False` is needed as the twin has no feedback.
 
-        twin = nn.Linear(layer.in_features, layer.out_features)
+        twin = nn.Linear(layer.in_features, layer.out_features, bias=layer.bias is not None)
         twin.load_state_dict(layer.state_dict(), strict=False)
 
     A B of your own: write into the buffer, or assign a tensor of the same shape. It may be computed
@@ -142,8 +143,8 @@ class FALinear(nn.Linear):
     Limits, none of which plain training meets:
         - Complex numbers are refused (TypeError), and so are forward mode (NotImplementedError)
           and second derivatives (RuntimeError), as B^T e is no derivative.
-        - Where PyTorch takes B^T e for a constant, its derivative is not refused, but zero: in
-          nested `torch.func` transforms, and with a loss such as `output.sum()`, whose e is one.
+        - In nested `torch.func` transforms, and with a loss such as `output.sum()`, whose e is a
+          constant, second derivatives are not refused, but taken for zero.
         - `torch.compile` around a `torch.func` transform gives wrong gradients, without an
           error, unless `torch.compiler.allow_in_graph(FALinearFunction)` was called before.
         - What uses a layer's weight without calling the layer learns by BP: a program made by
