@@ -102,7 +102,7 @@ def read_arrays(path: Path) -> dict[str, np.ndarray] | None:
     try:
         with np.load(path) as arrays:
             return {name: arrays[name] for name in ARRAYS}
-    except (KeyError, ValueError, BadZipFile) as problem:
+    except (KeyError, ValueError, EOFError, BadZipFile) as problem:
         raise UnreadableRun(f"{path}: {problem}") from problem
 
 
@@ -138,7 +138,8 @@ def plot(log: Log, config: dict, read_out: dict[str, np.ndarray] | None) -> Figu
     draw_lines(panel, log, "angle", ANGLES, at=steps)
     panel.axhline(90, color="black", linewidth=1, label="unrelated")
     panel.set_yticks(range(0, 181, 30))
-    panel.set_ylim(0, max(110, panel.dataLim.ymax + 5))  # or beyond the largest that is drawn
+    largest = panel.dataLim.ymax  # of all that is drawn
+    panel.set_ylim(0, max(110, largest + 5))
     finish_panel(panel, steps)
     panel.set_xlabel(f"step (epochs: {log['epoch'].max() + 1:.0f})")
 
@@ -153,7 +154,8 @@ def plot(log: Log, config: dict, read_out: dict[str, np.ndarray] | None) -> Figu
 def steps_of(log: Log) -> np.ndarray:
     """Return each row's step, counted from the start of the training."""
     epoch, step = log["epoch"][0], log["step"][0]
-    # Each epoch's last step has a row. (If the first was not finished, all rows are of epoch 0.)
+    # The last step of an epoch has a row. (If epoch 0 was not finished, there is no other epoch,
+    # and this number is multiplied by 0.)
     steps_per_epoch = step[epoch == 0].max()
     return epoch * steps_per_epoch + step
 
@@ -201,7 +203,7 @@ def finish_panel(panel: Axes, steps: np.ndarray) -> None:
     """Give a panel its legend, its grid, and a logarithmic axis of steps, alike in all panels."""
     panel.legend()
     panel.grid(alpha=0.3, which="both")
-    # Linear from 0 to 1, half as long as a decade, since a logarithm has no 0.
+    # Linear from 0 to 1, about half as long as a decade, since a logarithm has no 0.
     panel.set_xscale("symlog", linthresh=1, linscale=0.5)
     panel.xaxis.set_major_formatter("{x:.0f}")
     panel.set_xlim(0, max(steps[-1], 1))  # 1, if there is only step 0

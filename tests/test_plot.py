@@ -424,9 +424,10 @@ def test_a_config_that_does_not_say_what_was_trained_is_refused(capsys, name):
     refuse([], capsys, f"config.json: no '{name}' in it")
 
 
-def test_arrays_that_are_damaged_are_named(capsys):
+@pytest.mark.parametrize("content", [b"PK\3\4 cut", b"", b"text"], ids=["cut", "empty", "text"])
+def test_arrays_that_are_damaged_are_named(capsys, content):
     write_run([row()])
-    Path("runs/a/fa_read_out.npz").write_bytes(b"PK\3\4 cut")
+    Path("runs/a/fa_read_out.npz").write_bytes(content)
     refuse([], capsys, "fa_read_out.npz: ")
 
 
