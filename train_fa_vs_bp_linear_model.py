@@ -11,8 +11,8 @@ the message by which the error e at the outputs teaches the hidden layer:
 
 A random message can teach because W comes to resemble B (README.md says why). The log has two
 angles to see it by, that between the messages B^T e and W^T e, and that between the matrices. Both
-start near 90 degrees, as between unrelated vectors, and fall. Only then does FA's loss fall. With
---freeze-read-out W cannot turn, and FA fails.
+start near 90 degrees, as between unrelated vectors, and fall. Until they do, FA's loss stays about
+where it was. With --freeze-read-out W cannot turn, and FA fails.
 """
 
 import argparse
@@ -61,8 +61,9 @@ def build_network(data: DataSet, hidden: int, upper: type[nn.Linear]) -> nn.Sequ
     """Return a network pixels-hidden-classes.
 
     The hidden layer learns from what the read-out sends down to it. So the type of the read-out,
-    `upper`, makes the rule: nn.Linear sends down BP's message, FALinear FA's. (A layer that you add
-    above the first has this type, too. The first has none below to teach, and is an nn.Linear.)
+    `upper`, makes the rule: nn.Linear sends down BP's message, FALinear FA's. The hidden layer has
+    none below to teach, and is always an nn.Linear. (If you add layers between the two, make them
+    of the type `upper`, as they teach those below.)
     """
     pixels = data.train_images.shape[1]
     layers = {  # named, so that other code can say network.read_out
@@ -88,7 +89,7 @@ def matched_networks(data: DataSet, options: argparse.Namespace, seed: int) -> n
     with torch.no_grad():
         for parameter in fa.parameters():
             parameter.mul_(options.init_scale)
-    for network in networks.values():
+    for network in networks.values():  # FA's own as well, which changes nothing
         copy_weights(fa, network)
     networks["shallow"].requires_grad_(False)
     networks["shallow"].read_out.requires_grad_(True)
@@ -104,8 +105,8 @@ def copy_weights(source: nn.Module, target: nn.Module) -> None:
 
     Raises RuntimeError if the two do not have the same, by name and shape.
     """
-    # load_state_dict refuses a state that lacks a name, or has one too many. So the weights of the
-    # source are completed by the buffers that the target has already.
+    # What is loaded is a state, of weights and buffers: the source's weights and the target's own
+    # buffers. (With strict=False buffers could be left out, but so could a weight, unnoticed.)
     weights = dict(source.named_parameters())
     own_buffers = dict(target.named_buffers())
     target.load_state_dict({**weights, **own_buffers})
@@ -148,14 +149,14 @@ def train(
         batches = order.to(options.device).split(options.batch_size)
         for step, batch in enumerate(batches, start=1):
             losses = batch_losses(networks, data, batch)
-            losses_since_row.append(losses.detach())
             if epoch == 0 and step == 1:
-                # Row 0 shows the start, before any update. The losses are kept for the next row.
-                yield make_row(0, 0, losses_since_row, networks, data)
+                # Row 0 shows the start, before any update. Its losses are those of step 1.
+                yield make_row(0, 0, [losses.detach()], networks, data)
             # No two networks share a weight, so the sum gives each just its own gradient.
             losses.sum().backward()
             optimizer.step()
             optimizer.zero_grad()
+            losses_since_row.append(losses.detach())
             if row_is_due(epoch, step, len(batches), options.log_every):
                 yield make_row(epoch, step, losses_since_row, networks, data)
                 losses_since_row = []
@@ -240,9 +241,10 @@ def load_data(choice: str, data_dir: Path) -> DataSet:
 
     Choices:
         "synthetic": random patterns.
-        "mnist", or the name of another SOURCE: read from disk, and downloaded if files are missing.
-        "auto": the same, but random patterns stand in if the download fails and leaves nothing on
-            disk. (With a file there, or a part of one, one expects the real data.)
+        "auto": SOURCE, read from disk, and downloaded if files are missing. If the download fails
+            and leaves nothing on disk, random patterns stand in. (With a file there, or a part of
+            one, one expects the real data.)
+        The name of SOURCE, such as "mnist": the same, but nothing stands in.
 
     Raises OSError where files are missing, or the system refuses to read or write them.
     """
@@ -289,8 +291,8 @@ def download(data_dir: Path) -> None:
     source.root = data_dir
     try:
         source.download()
-    # torchvision raises RuntimeError where a download fails, but lets the others through, of a
-    # connection that breaks. An error of the disk, such as PermissionError, is none of these.
+    # Where a download fails, torchvision raises RuntimeError. Where a connection breaks, it may let
+    # through one of the other three. An error of the disk, as PermissionError, is none of the four.
     except (RuntimeError, HTTPException, ConnectionError, TimeoutError) as failure:
         reason = " ".join(str(failure).split()) or type(failure).__name__  # in one line
         missing = ", ".join(missing_files(data_dir))
@@ -335,10 +337,7 @@ def check_data(data: DataSet) -> None:
 
 
 def random_patterns(train_size: int = 60_000, test_size: int = 10_000) -> DataSet:
-    """Return a stand-in for MNIST, the same each time: ten smooth patterns under smooth noise.
-
-    The mean of all pixels is about 0.
-    """
+    """Return a stand-in for MNIST, the same each time: ten smooth patterns under smooth noise."""
     generator = torch.Generator().manual_seed(0)
 
     def smooth(n: int) -> Tensor:
@@ -351,7 +350,7 @@ def random_patterns(train_size: int = 60_000, test_size: int = 10_000) -> DataSe
     for size in train_size, test_size:
         labels = torch.randint(10, (size,), generator=generator)
         images = patterns[labels] + 2.1 * smooth(size)  # 2.1 makes them about as hard as MNIST
-        tensors += [images / images.std(), labels]
+        tensors += [images / images.std(), labels]  # the images' mean is about 0 already
     return DataSet("random patterns (not MNIST)", 10, *tensors)
 
 
@@ -486,7 +485,9 @@ def make_parser() -> argparse.ArgumentParser:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     add = parser.add_argument_group("networks").add_argument
-    add("--hidden", type=count, default=20, help="units; with 1000, shallow nearly reaches BP")
+    add(
+        "--hidden", type=count, default=20, help="units; with 1000, shallow is nearly as good as BP"
+    )
     add("--init-scale", type=amount, default=1.0, help="multiplies the initial weights, but not B")
     freeze_help = "never train W and b of the read-out, so that W cannot come to resemble B"
     add("--freeze-read-out", action="store_true", help=freeze_help)
@@ -507,7 +508,7 @@ def make_parser() -> argparse.ArgumentParser:
     new_folder = Path("runs", datetime.now().strftime("%Y-%m-%d_%H-%M-%S-%f"))
     choices = ["auto", SOURCE.__name__.lower(), "synthetic"]
     add = parser.add_argument_group("data, device and log").add_argument
-    add("--dataset", default="auto", choices=choices, help="auto: synthetic only if offline")
+    add("--dataset", default="auto", choices=choices, help="auto: synthetic if the download fails")
     add("--data-dir", type=path, default=Path("data"), help="where it is, or is downloaded to")
     add("--device", default=device, help="cpu, cuda, ...")
     add("--threads", type=count, default=1, help="of the CPU; with 20 hidden units 1 is best")
@@ -524,7 +525,7 @@ def main(arguments: list[str] | None = None) -> int:
     options.seeds = list(dict.fromkeys(options.seeds))  # each once
     if options.out.exists():  # no run writes into another's
         parser.error(f"argument --out: {options.out} is there already")
-    try:
+    try:  # to make a number on the device, and to read it
         torch.zeros(1, device=options.device).item()
     except (RuntimeError, AssertionError) as problem:  # PyTorch has no such device
         first_line = str(problem).partition("\n")[0]
