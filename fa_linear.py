@@ -9,20 +9,21 @@ Feedback alignment (FA) sends the error through a fixed random matrix B instead:
 
     FA:  B^T e, in place of dL/dx
 
-(x is the layer's input, which README.md calls h. Where several FA layers follow each other, each
-one's message is the e of the one below, in place of dL/dy.)
+(x is the layer's input, which README.md calls h. If the layer above is an FA layer, too, e is the
+message that comes down from it, in place of dL/dy.)
 
 The layer's own weights learn as under BP: dL/dW = e x^T, dL/db = e. While they do, W comes
 to resemble B, and so W^T e comes to resemble the message B^T e. To see why, let x = W0 u be the
 output of a layer below, and let the same example come twice, with the same error. lr is the
 learning rate.
 
-    The first time, W0 changes by -lr B^T e u^T.
-    So the second time, x has become x + d, with d = -lr (u.u) B^T e.
-    W then changes by -lr e (x + d)^T. The part with d is -lr e d^T = lr^2 (u.u) e e^T B.
+    The first time, W0 changes by -lr m u^T, where m = B^T e is the message.
+    So the second time, x has become x + d, with d = -lr (u.u) m.
+    W then changes by -lr e (x + d)^T. In this, -lr e d^T = lr^2 (u.u) e m^T is new.
 
-This part turns W toward B, as its inner product with B (the products of their entries, added up) is
-lr^2 (u.u) |B^T e|^2, which is positive. README.md shows the same for many examples together.
+The new part turns W toward B: its inner product with B (multiply entry by entry, and add up) is
+lr^2 (u.u) e^T B m, and e^T B m = m.m is positive. The old part, -lr e x^T, knows nothing of B.
+README.md shows the same for many examples together.
 
 Source: T. P. Lillicrap, D. Cownden, D. B. Tweed, C. J. Akerman, "Random synaptic
 feedback weights support error backpropagation for deep learning", Nature
@@ -141,10 +142,11 @@ class FALinear(nn.Linear):
         maps = outputs.unflatten(2, (height, width))
 
     Limits, none of which plain training meets:
-        - Complex numbers are refused (TypeError), and so are forward mode (NotImplementedError)
-          and second derivatives (RuntimeError), as B^T e is no derivative.
-        - In nested `torch.func` transforms, and with a loss such as `output.sum()`, whose e is a
-          constant, second derivatives are not refused, but taken for zero.
+        - A complex weight is refused (TypeError), and so is forward mode, as in `torch.func.jvp`
+          (NotImplementedError).
+        - Second derivatives are refused (RuntimeError), as B^T e is no derivative. But PyTorch does
+          not notice two kinds, and takes them for zero: those in nested `torch.func` transforms,
+          and those of a loss such as `output.sum()`, whose e is a constant.
         - `torch.compile` around a `torch.func` transform gives wrong gradients, without an
           error, unless `torch.compiler.allow_in_graph(FALinearFunction)` was called before.
         - What uses a layer's weight without calling the layer learns by BP: a program made by
@@ -169,8 +171,8 @@ class FALinear(nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:
         """Return input W^T + b: (..., in_features) -> (..., out_features)."""
-        # A B that was computed from W, without `detach`, has a graph. Although `backward` returns
-        # None for B, autograd would follow it, and the first backward pass frees a graph, so that
-        # the second would fail.
+        # A B that was computed from W, once and without `detach`, has a graph. Although `backward`
+        # returns None for B, autograd would follow that graph in each step. It is freed after the
+        # first, and the second would fail.
         feedback = self.feedback.detach()
         return FALinearFunction.apply(input, self.weight, self.bias, feedback)
