@@ -64,9 +64,10 @@ def read_log(path: Path) -> Log:
     for row in reader:
         try:
             numbers = {name: float(value) for name, value in row.items()}
-            rows_of.setdefault(numbers["seed"], []).append(numbers)
-        except (KeyError, TypeError, ValueError) as problem:  # no seed, too short, no number
+            seed, _epoch, _step = (numbers[name] for name in ("seed", "epoch", "step"))
+        except (KeyError, TypeError, ValueError) as problem:  # no such column, too short, no number
             raise UnreadableRun(f"{path}: line {reader.line_num} is no row of a log") from problem
+        rows_of.setdefault(seed, []).append(numbers)
     if not rows_of:
         raise UnreadableRun(f"{path}: no row to plot yet")
     longest = max(len(rows) for rows in rows_of.values())
@@ -112,7 +113,7 @@ def plot(log: Log, config: dict, read_out: dict[str, np.ndarray] | None) -> Figu
     mosaic = [["loss", "loss"], ["error", "error"], ["angle", "angle"]]
     if read_out:
         mosaic.append(["start", "end"])
-    # A Figure of its own, not pyplot's, which would need a screen or a backend.
+    # No pyplot: its figures are for windows on a screen.
     figure = Figure(figsize=(8, 3.2 * len(mosaic)), layout="constrained")
     figure.suptitle(title(config, seeds=len(log["seed"])), fontsize="small")
     panels = figure.subplot_mosaic(mosaic)
@@ -163,10 +164,11 @@ def steps_of(log: Log) -> np.ndarray:
 def middles(steps: np.ndarray) -> np.ndarray:
     """Return where to draw the losses of rows at these steps.
 
-    A row's loss is a mean over the mini-batches since the last row. It is drawn at the mean number
-    of updates that were made before them. For rows at 4 and 8, for example: before the mini-batches
-    of the steps 5 to 8, there had been 4, 5, 6 and 7 updates, so row 8 is drawn at 5.5. Rows 0 and
-    1 have the loss of the first mini-batch, before any update: both are drawn at 0.
+    A row's loss is a mean over the mini-batches since the last row. Each of their losses was
+    computed after some number of updates, and their mean is drawn at the mean of these numbers. For
+    rows at 4 and 8, for example: the losses of the steps 5, 6, 7 and 8 were computed after 4, 5, 6
+    and 7 updates, so row 8 is drawn at 5.5. Rows 0 and 1 have the loss of step 1, which was computed
+    before any update: both are drawn at 0.
     """
     updates_before_first = np.append(0, steps[:-1])
     updates_before_last = np.maximum(steps - 1, 0)  # for row 0 as for row 1

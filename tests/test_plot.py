@@ -394,8 +394,9 @@ def test_a_log_without_rows_is_refused(capsys, text):
 
 @pytest.mark.parametrize(
     "text",
-    ["seed,epoch\n0,x\n", "seed,epoch\n0\n", "seed,epoch\n0,1,2\n", "epoch,step\n0,1\n"],
-    ids=["no number", "too short", "too long", "no seed"],
+    [f"seed,epoch,step\n{values}\n" for values in ("0,0,x", "0,0", "0,0,1,2")]
+    + [f"{columns}\n0,1\n" for columns in ("epoch,step", "seed,step", "seed,epoch")],
+    ids=["no number", "too short", "too long", "no seed", "no epoch", "no step"],
 )
 def test_a_file_that_is_no_log_is_refused(capsys, text):
     write_run([row()]).write_text(text)
