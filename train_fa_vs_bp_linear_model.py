@@ -11,8 +11,8 @@ the message by which the error e at the outputs teaches the hidden layer:
 
 A random message can teach because W comes to resemble B (README.md says why). The log has two
 angles to see it by, that between the messages B^T e and W^T e, and that between the matrices. Both
-start near 90 degrees, as between unrelated vectors, and fall. Until they do, FA's loss stays about
-where it was. With --freeze-read-out W cannot turn, and FA fails.
+start near 90 degrees, as between unrelated vectors, and fall. Until they do, FA's loss falls no
+faster than that of shallow. With --freeze-read-out W cannot turn, and FA fails.
 """
 
 import argparse
@@ -76,8 +76,9 @@ def build_network(data: DataSet, hidden: int, upper: type[nn.Linear]) -> nn.Sequ
 def matched_networks(data: DataSet, options: argparse.Namespace, seed: int) -> nn.ModuleDict:
     """Return {rule: network}; all networks start from the same weights.
 
-    Weights and biases are PyTorch's own initial ones, times init_scale. FA's feedback B is drawn
-    as the weight W of its read-out is, but independently, and is not scaled.
+    Weights and biases are PyTorch's own initial ones, times init_scale. (With a small one they start
+    near zero, as in Lillicrap et al.) FA's feedback B is drawn as the weight W of its read-out is,
+    but independently, and is not scaled, so that the messages keep their size.
     """
     torch.manual_seed(seed)
     types = {"fa": FALinear, "bp": nn.Linear, "shallow": nn.Linear}
@@ -105,8 +106,9 @@ def copy_weights(source: nn.Module, target: nn.Module) -> None:
 
     Raises RuntimeError if the two do not have the same, by name and shape.
     """
-    # What is loaded is a state, of weights and buffers: the source's weights and the target's own
-    # buffers. (With strict=False buffers could be left out, but so could a weight, unnoticed.)
+    # load_state_dict asks for each weight and each buffer of the target. So it gets the weights of
+    # the source, and the buffers that the target has already. (With strict=False it would not ask
+    # for buffers, but would not notice a missing weight, either.)
     weights = dict(source.named_parameters())
     own_buffers = dict(target.named_buffers())
     target.load_state_dict({**weights, **own_buffers})
@@ -150,7 +152,8 @@ def train(
         for step, batch in enumerate(batches, start=1):
             losses = batch_losses(networks, data, batch)
             if epoch == 0 and step == 1:
-                # Row 0 shows the start, before any update. Its losses are those of step 1.
+                # Row 0 shows the start, before any update. Its losses are those of step 1, as those
+                # of row 1 are.
                 yield make_row(0, 0, [losses.detach()], networks, data)
             # No two networks share a weight, so the sum gives each just its own gradient.
             losses.sum().backward()
@@ -280,7 +283,7 @@ class FailedDownload(OSError):
 
 
 def download(data_dir: Path) -> None:
-    """Download the files that are missing, and unpack them; raise FailedDownload if that fails."""
+    """Download the data set's files, and unpack them; raise FailedDownload if that fails."""
     folder = raw_folder(data_dir)
     print(f"Downloading {SOURCE.__name__} to {folder} ...", flush=True)
     socket.setdefaulttimeout(10)  # seconds; a silent server would else hold the run forever
@@ -385,7 +388,7 @@ def as_array(tensor: Tensor) -> np.ndarray:
 def record(row: dict[str, float], log: TextIO) -> None:
     """Write a row to the log and to the terminal."""
     print(*texts(row, ".6g"), sep=",", file=log, flush=True)
-    # "#" keeps zeros at the end: 0.5000. Each cell is as wide as the name above it.
+    # "#" keeps zeros at the end: 0.5000. Each cell is at least as wide as the name above it.
     cells = [text.rjust(len(name)) for name, text in zip(row, texts(row, "#.4g"), strict=True)]
     print(*cells, sep="|", flush=True)
 
