@@ -21,9 +21,9 @@ learning rate.
     So the second time, x has become x + d, with d = -lr (u.u) m.
     W then changes by -lr e (x + d)^T. In this, -lr e d^T = lr^2 (u.u) e m^T is new.
 
-The new part turns W toward B: its inner product with B (multiply entry by entry, and add up) is
-lr^2 (u.u) e^T B m, and e^T B m = m.m is positive. The old part, -lr e x^T, knows nothing of B.
-README.md shows the same for many examples together.
+The new part turns W toward B, as its inner product with B is positive. (Multiply entry by entry, and
+add up: the sum of all e_i m_j B_ij is m.m, because the sum of e_i B_ij over i is m_j.) The old part,
+-lr e x^T, knows nothing of B. README.md shows the same for many examples together.
 
 Source: T. P. Lillicrap, D. Cownden, D. B. Tweed, C. J. Akerman, "Random synaptic
 feedback weights support error backpropagation for deep learning", Nature
@@ -171,8 +171,8 @@ class FALinear(nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:
         """Return input W^T + b: (..., in_features) -> (..., out_features)."""
-        # A B that was computed from W, once and without `detach`, has a graph. Although `backward`
-        # returns None for B, autograd would follow that graph in each step. It is freed after the
-        # first, and the second would fail.
+        # A user may have computed B from W without `detach`. Autograd would then go on from B into
+        # the graph of that computation, though `backward` returns None for B. The first step would
+        # free that graph, and the second fail.
         feedback = self.feedback.detach()
         return FALinearFunction.apply(input, self.weight, self.bias, feedback)
