@@ -59,25 +59,27 @@ def read_log(path: Path) -> Log:
     text, _newline, cut_line = path.read_text(encoding="utf-8").rpartition("\n")
     if cut_line:
         print(f"{path}: left out the last line, which is cut: {cut_line}", file=sys.stderr)
+    rows = list(csv.DictReader(text.splitlines()))
+    if not rows:
+        raise UnreadableRun(f"{path}: no row to plot yet")
+    for name in "seed", "epoch", "step":
+        if name not in rows[0]:
+            raise UnreadableRun(f"{path}: no column {name!r}")
     rows_of = {}  # {seed: rows}
-    reader = csv.DictReader(text.splitlines())
-    for row in reader:
+    for line, row in enumerate(rows, start=2):
         try:
             numbers = {name: float(value) for name, value in row.items()}
-            seed, _epoch, _step = (numbers[name] for name in ("seed", "epoch", "step"))
-        except (KeyError, TypeError, ValueError) as problem:  # no such column, too short, no number
-            raise UnreadableRun(f"{path}: line {reader.line_num} is no row of a log") from problem
-        rows_of.setdefault(seed, []).append(numbers)
-    if not rows_of:
-        raise UnreadableRun(f"{path}: no row to plot yet")
-    longest = max(len(rows) for rows in rows_of.values())
-    for seed, rows in list(rows_of.items()):
-        if len(rows) < longest:
+        except (TypeError, ValueError) as problem:  # too short or too long, or no number
+            raise UnreadableRun(f"{path}: line {line} is no row of a log") from problem
+        rows_of.setdefault(numbers["seed"], []).append(numbers)
+    longest = max(len(of_seed) for of_seed in rows_of.values())
+    for seed, of_seed in list(rows_of.items()):
+        if len(of_seed) < longest:
             print(f"{path}: left out seed {seed:.0f}, which has fewer rows", file=sys.stderr)
             del rows_of[seed]
     log = {}
-    for name in reader.fieldnames:
-        log[name] = np.array([[row[name] for row in rows] for rows in rows_of.values()])
+    for name in rows[0]:
+        log[name] = np.array([[row[name] for row in of_seed] for of_seed in rows_of.values()])
     for name in "epoch", "step":  # each seed's against the first one's
         if (log[name] != log[name][0]).any():
             raise UnreadableRun(f"{path}: the seeds have rows at different steps")
@@ -155,10 +157,10 @@ def plot(log: Log, config: dict, read_out: dict[str, np.ndarray] | None) -> Figu
 def steps_of(log: Log) -> np.ndarray:
     """Return each row's step, counted from the start of the training."""
     epoch, step = log["epoch"][0], log["step"][0]
-    # The last step of an epoch has a row. (If epoch 0 was not finished, there is no other epoch,
-    # and this number is multiplied by 0.)
-    steps_per_epoch = step[epoch == 0].max()
-    return epoch * steps_per_epoch + step
+    # The last step of an epoch has a row. (If epoch 0 was not finished, this is not its last step.
+    # But then there is no other epoch, and it is multiplied by 0.)
+    last_step = step[epoch == 0].max()
+    return epoch * last_step + step
 
 
 def middles(steps: np.ndarray) -> np.ndarray:
@@ -170,9 +172,9 @@ def middles(steps: np.ndarray) -> np.ndarray:
     and 7 updates, so row 8 is drawn at 5.5. Rows 0 and 1 have the loss of step 1, which was computed
     before any update: both are drawn at 0.
     """
-    updates_before_first = np.append(0, steps[:-1])
-    updates_before_last = np.maximum(steps - 1, 0)  # for row 0 as for row 1
-    return (updates_before_first + updates_before_last) / 2
+    before_first_loss = np.append(0, steps[:-1])  # the number of updates
+    before_last_loss = np.maximum(steps - 1, 0)  # for row 0 as for row 1
+    return (before_first_loss + before_last_loss) / 2
 
 
 def draw_lines(panel: Axes, log: Log, quantity: str, styles: dict, at: np.ndarray) -> None:
