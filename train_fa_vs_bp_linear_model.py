@@ -78,7 +78,7 @@ def matched_networks(data: DataSet, options: argparse.Namespace, seed: int) -> n
 
     Weights and biases are PyTorch's own initial ones, times init_scale. (With a small one they start
     near zero, as in Lillicrap et al.) FA's feedback B is drawn as the weight W of its read-out is,
-    but independently, and is not scaled, so that the messages keep their size.
+    but independently. It is not scaled, as a small B would send small messages.
     """
     torch.manual_seed(seed)
     types = {"fa": FALinear, "bp": nn.Linear, "shallow": nn.Linear}
@@ -138,6 +138,10 @@ def train(
 ) -> Iterator[dict[str, float]]:
     """Train all networks on the same mini-batches in the same order; yield the log's rows.
 
+    A row has the mean losses of the mini-batches since the row before, each computed before its
+    update, and what `measure` finds after the last update. So the row of step 1 still has the losses
+    of the start. The row of step 0 has the same losses, and what `measure` finds at the start.
+
     Rows are yielded one by one, so that each can be logged at once, and a run that is killed keeps
     what it had. (As in any generator, nothing runs until the caller asks for the next row.)
     """
@@ -151,9 +155,7 @@ def train(
         batches = order.to(options.device).split(options.batch_size)
         for step, batch in enumerate(batches, start=1):
             losses = batch_losses(networks, data, batch)
-            if epoch == 0 and step == 1:
-                # Row 0 shows the start, before any update. Its losses are those of step 1, as those
-                # of row 1 are.
+            if epoch == 0 and step == 1:  # before any update: the row of step 0
                 yield make_row(0, 0, [losses.detach()], networks, data)
             # No two networks share a weight, so the sum gives each just its own gradient.
             losses.sum().backward()
@@ -245,8 +247,8 @@ def load_data(choice: str, data_dir: Path) -> DataSet:
     Choices:
         "synthetic": random patterns.
         "auto": SOURCE, read from disk, and downloaded if files are missing. If the download fails
-            and leaves nothing on disk, random patterns stand in. (With a file there, or a part of
-            one, one expects the real data.)
+            and leaves nothing on disk, random patterns stand in. (Whoever has a file there, or a
+            part of one, expects the real data, and so gets an error.)
         The name of SOURCE, such as "mnist": the same, but nothing stands in.
 
     Raises OSError where files are missing, or the system refuses to read or write them.
@@ -292,11 +294,12 @@ def download(data_dir: Path) -> None:
     # `download` uses: `root`.
     source = SOURCE.__new__(SOURCE)
     source.root = data_dir
+    # When a download fails, torchvision raises RuntimeError, or lets one of the others through, if a
+    # connection breaks. An error of the disk, such as PermissionError, is none of these.
+    failures = RuntimeError, HTTPException, ConnectionError, TimeoutError
     try:
         source.download()
-    # Where a download fails, torchvision raises RuntimeError. Where a connection breaks, it may let
-    # through one of the other three. An error of the disk, as PermissionError, is none of the four.
-    except (RuntimeError, HTTPException, ConnectionError, TimeoutError) as failure:
+    except failures as failure:
         reason = " ".join(str(failure).split()) or type(failure).__name__  # in one line
         missing = ", ".join(missing_files(data_dir))
         raise FailedDownload(
