@@ -15,8 +15,8 @@ import textwrap
 from pathlib import Path
 from zipfile import BadZipFile
 
-# A notebook sets this to a backend of its own, which may not be installed where this script runs.
-# Matplotlib looks at it when it is imported, and would fail. To write a file, "agg" is enough.
+# A notebook sets MPLBACKEND to a backend of its own, which may not be installed where this script
+# runs. Matplotlib looks at it when it is imported, and would fail. To write a file, "agg" is enough.
 os.environ["MPLBACKEND"] = "agg"
 
 import numpy as np
@@ -117,13 +117,14 @@ def plot(log: Log, config: dict, read_out: dict[str, np.ndarray] | None) -> Figu
         mosaic.append(["start", "end"])
     # No pyplot: its figures are for windows on a screen.
     figure = Figure(figsize=(8, 3.2 * len(mosaic)), layout="constrained")
-    figure.suptitle(title(config, seeds=len(log["seed"])), fontsize="small")
+    figure.suptitle(title(config, seeds=len(log["seed"])), fontsize="small", parse_math=False)
     panels = figure.subplot_mosaic(mosaic)
     steps = steps_of(log)
 
     panel = panels["loss"]
     panel.set_title("Training loss")
     panel.set_ylabel("cross-entropy (nats)")
+    # A row's loss is a mean over the steps since the row before. It is drawn in their middle.
     draw_lines(panel, log, "loss", RULES, at=middles(steps))
     make_logarithmic(panel)
     finish_panel(panel, steps)
@@ -157,10 +158,10 @@ def plot(log: Log, config: dict, read_out: dict[str, np.ndarray] | None) -> Figu
 def steps_of(log: Log) -> np.ndarray:
     """Return each row's step, counted from the start of the training."""
     epoch, step = log["epoch"][0], log["step"][0]
-    # The last step of an epoch has a row. (If epoch 0 was not finished, this is not its last step.
-    # But then there is no other epoch, and it is multiplied by 0.)
-    last_step = step[epoch == 0].max()
-    return epoch * last_step + step
+    # The last step of an epoch has a row. (If a run was stopped in epoch 0, all its rows have epoch
+    # 0, and the number of steps in an epoch does not matter.)
+    steps_in_epoch = step[epoch == 0].max()
+    return epoch * steps_in_epoch + step
 
 
 def middles(steps: np.ndarray) -> np.ndarray:

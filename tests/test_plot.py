@@ -240,6 +240,12 @@ def test_the_title_has_the_options_that_were_given_in_lines_that_fit():
     assert last.startswith("long")
 
 
+def test_dollar_signs_in_the_title_are_no_formula():
+    config = CONFIG | {"arguments": [r"--out=$\frac$"]}
+    write_run([row()], config=config)
+    plot_losses.main([])  # a formula that is none would fail
+
+
 # W against B
 
 ARRAYS = {
