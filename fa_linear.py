@@ -18,11 +18,11 @@ output of a layer below, and let the same example come twice, with the same erro
 learning rate.
 
     The first time, W0 changes by -lr m u^T, where m = B^T e is the message.
-    So the second time, x has become x + d, with d = -lr (u.u) m.
-    W then changes by -lr e (x + d)^T. In this, -lr e d^T = lr^2 (u.u) e m^T is new.
+    So the second time, W0 u is not x, but x + d, with d = -lr (m u^T) u = -lr (u.u) m.
+    So this time W changes by -lr e (x + d)^T, which contains -lr e d^T = lr^2 (u.u) e m^T.
 
-The new part turns W toward B, as its inner product with B is positive. (Multiply entry by entry, and
-add up: the sum of all e_i m_j B_ij is m.m, because the sum of e_i B_ij over i is m_j.) The old part,
+This part turns W toward B, as its inner product with B is positive. (Multiply entry by entry, and
+add up: the sum of all e_i m_j B_ij is m.m, because the sum of e_i B_ij over i is m_j.) The rest,
 -lr e x^T, knows nothing of B. README.md shows the same for many examples together.
 
 Source: T. P. Lillicrap, D. Cownden, D. B. Tweed, C. J. Akerman, "Random synaptic
@@ -171,8 +171,8 @@ class FALinear(nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:
         """Return input W^T + b: (..., in_features) -> (..., out_features)."""
-        # A user may have computed B from W without `detach`. Autograd would then go on from B into
-        # the graph of that computation, though `backward` returns None for B. The first step would
-        # free that graph, and the second fail.
+        # A user may have computed B from W without `detach`. Then B has a graph, into which autograd
+        # goes even though `backward` returns None for B. The first step would free that graph, and
+        # the second would fail.
         feedback = self.feedback.detach()
         return FALinearFunction.apply(input, self.weight, self.bias, feedback)

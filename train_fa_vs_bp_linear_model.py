@@ -138,10 +138,6 @@ def train(
 ) -> Iterator[dict[str, float]]:
     """Train all networks on the same mini-batches in the same order; yield the log's rows.
 
-    A row has the mean losses of the mini-batches since the row before, each computed before its
-    update, and what `measure` finds after the last update. So the row of step 1 still has the losses
-    of the start. The row of step 0 has the same losses, and what `measure` finds at the start.
-
     Rows are yielded one by one, so that each can be logged at once, and a run that is killed keeps
     what it had. (As in any generator, nothing runs until the caller asks for the next row.)
     """
@@ -155,7 +151,8 @@ def train(
         batches = order.to(options.device).split(options.batch_size)
         for step, batch in enumerate(batches, start=1):
             losses = batch_losses(networks, data, batch)
-            if epoch == 0 and step == 1:  # before any update: the row of step 0
+            if epoch == 0 and step == 1:
+                # Row 0 shows the start, before any update. Its losses are those of step 1.
                 yield make_row(0, 0, [losses.detach()], networks, data)
             # No two networks share a weight, so the sum gives each just its own gradient.
             losses.sum().backward()
@@ -294,8 +291,8 @@ def download(data_dir: Path) -> None:
     # `download` uses: `root`.
     source = SOURCE.__new__(SOURCE)
     source.root = data_dir
-    # When a download fails, torchvision raises RuntimeError, or lets one of the others through, if a
-    # connection breaks. An error of the disk, such as PermissionError, is none of these.
+    # When a download fails, torchvision raises RuntimeError, but it lets three other errors through,
+    # of connections that break. An error of the disk, such as PermissionError, is none of these.
     failures = RuntimeError, HTTPException, ConnectionError, TimeoutError
     try:
         source.download()
@@ -531,7 +528,7 @@ def main(arguments: list[str] | None = None) -> int:
     options.seeds = list(dict.fromkeys(options.seeds))  # each once
     if options.out.exists():  # no run writes into another's
         parser.error(f"argument --out: {options.out} is there already")
-    try:  # to make a number on the device, and to read it
+    try:  # Does the device work? On some, such as "meta", one can make numbers, but not read them.
         torch.zeros(1, device=options.device).item()
     except (RuntimeError, AssertionError) as problem:  # PyTorch has no such device
         first_line = str(problem).partition("\n")[0]
