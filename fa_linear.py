@@ -21,9 +21,10 @@ learning rate.
     So the second time, W0 u is not x, but x + d, with d = -lr (m u^T) u = -lr (u.u) m.
     So this time W changes by -lr e (x + d)^T, which contains -lr e d^T = lr^2 (u.u) e m^T.
 
-This part turns W toward B, as its inner product with B is positive. (Multiply entry by entry, and
-add up: the sum of all e_i m_j B_ij is m.m, because the sum of e_i B_ij over i is m_j.) The rest,
--lr e x^T, knows nothing of B. README.md shows the same for many examples together.
+This part turns a W that is unrelated to B toward B, as its inner product with B is positive.
+(Multiply entry by entry, and add up: the sum of all e_i m_j B_ij is m.m, because the sum of
+e_i B_ij over i is m_j.) The rest, -lr e x^T, knows nothing of B. README.md shows the same for many
+examples together.
 
 Source: T. P. Lillicrap, D. Cownden, D. B. Tweed, C. J. Akerman, "Random synaptic
 feedback weights support error backpropagation for deep learning", Nature
@@ -129,7 +130,7 @@ class FALinear(nn.Linear):
 
         def print_angle(layer, grad_input, grad_output):
             e = grad_output[0]
-            print(angle(e @ layer.feedback, e @ layer.weight).mean())
+            print(angle(e @ layer.feedback, e @ layer.weight).nanmean())
 
         layer.register_full_backward_hook(print_angle)
 
