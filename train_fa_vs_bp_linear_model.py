@@ -244,8 +244,8 @@ def load_data(choice: str, data_dir: Path) -> DataSet:
     Choices:
         "synthetic": random patterns.
         "auto": SOURCE, read from disk, and downloaded if files are missing. If the download fails
-            and leaves nothing on disk, random patterns stand in. (Whoever has a file there, or a
-            part of one, expects the real data, and so gets an error.)
+            and there is not even a part of a file, random patterns stand in. (Whoever has a part,
+            of before or of this download, expects the real data, and so gets an error.)
         The name of SOURCE, such as "mnist": the same, but nothing stands in.
 
     Raises OSError where files are missing, or the system refuses to read or write them.
@@ -323,14 +323,14 @@ def read_data(data_dir: Path) -> DataSet:
 
 
 def check_data(data: DataSet) -> None:
-    """Raise ValueError where shapes, labels or pixels are not what they should be.
+    """Raise ValueError where shapes, labels or pixels are not as DataSet says.
 
     MNIST is right, but data of one's own may be wrong without an error elsewhere. (`main` does not
     catch this ValueError, so that its traceback is seen.)
     """
     pairs = (data.train_images, data.train_labels), (data.test_images, data.test_labels)
     for images, labels in pairs:
-        if labels.shape != images.shape[:1]:
+        if images.ndim != 2 or labels.shape != images.shape[:1]:
             shapes = f"{tuple(images.shape)} and {tuple(labels.shape)}"
             raise ValueError(f"{data.name}: images and labels of shapes {shapes}")
         if labels.min() < 0 or labels.max() >= data.classes:
@@ -410,7 +410,7 @@ def print_summary(last_rows: list[dict[str, float]]) -> None:
 
 
 def describe_network(network: nn.Module) -> str:
-    """Return a network's layers in words, such as "Linear 784-20 (frozen), FALinear 20-10".
+    """Return a network's layers in words, such as "Linear 784-20 (frozen), Linear 20-10".
 
     If the network is not a plain nn.Sequential, the name of its class comes first.
     """
