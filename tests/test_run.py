@@ -237,6 +237,10 @@ def test_help_names_each_option_and_its_default(capsys):
     assert "(default: 0.001)" in output
 
 
+def test_each_option_is_explained():
+    assert all(action.help for action in script.make_parser()._actions)
+
+
 def test_without_arguments_main_takes_those_of_the_command_line(monkeypatch):
     monkeypatch.setattr(sys, "argv", ["script", *SMALL, "--out=run"])
     assert script.main() == 0
@@ -422,6 +426,7 @@ NAN = torch.full((100, 784), float("nan"))
 @pytest.mark.parametrize(
     ("change", "problem"),
     [
+        pytest.param({"test_images": torch.zeros(100, 28, 28)}, "shapes", id="images not flat"),
         pytest.param({"test_labels": torch.zeros(100, 1)}, "shapes", id="labels in a column"),
         pytest.param({"test_labels": torch.zeros(1)}, "shapes", id="one label for all"),
         pytest.param({"train_labels": torch.zeros(301)}, "shapes", id="too many labels"),
