@@ -149,11 +149,12 @@ def train(
         # `batches` holds indices of images. As all images are on the device, to take those of a
         # mini-batch is one look-up. A DataLoader would fetch them one by one, which is slow.
         batches = order.to(options.device).split(options.batch_size)
+        if epoch == 0:
+            # Row 0 shows the start, before any update. Its losses are those of step 1.
+            losses = batch_losses(networks, data, batches[0])
+            yield make_row(0, 0, [losses.detach()], networks, data)
         for step, batch in enumerate(batches, start=1):
             losses = batch_losses(networks, data, batch)
-            if epoch == 0 and step == 1:
-                # Row 0 shows the start, before any update. Its losses are those of step 1.
-                yield make_row(0, 0, [losses.detach()], networks, data)
             # No two networks share a weight, so the sum gives each just its own gradient.
             losses.sum().backward()
             optimizer.step()

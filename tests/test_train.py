@@ -243,6 +243,22 @@ def test_a_fourth_rule_is_logged_by_its_name(small):
     assert {"fourth_loss", "fourth_error"} <= row.keys()
 
 
+class InPlace(FALinear):
+    """A rule that writes into its feedback each time it is used."""
+
+    def forward(self, input):
+        self.feedback.copy_(self.weight.detach().sign())
+        return super().forward(input)
+
+
+def test_nothing_is_measured_between_a_forward_and_its_backward_pass(small):
+    """What would be written there, autograd would refuse."""
+    networks = matched(small)
+    networks["in place"] = script.build_network(small, 16, InPlace)
+    rows = list(script.train(networks, small, options_of("--epochs=1"), seed=0))
+    assert rows[0]["step"] == 0
+
+
 @pytest.mark.parametrize("value", [1.5, torch.tensor(1.5)], ids=["float", "tensor"])
 def test_a_measure_may_be_a_number_or_a_tensor(small, monkeypatch, value):
     monkeypatch.setattr(script, "measure", lambda *_: {"own": value})
