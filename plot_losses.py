@@ -35,7 +35,8 @@ ANGLES = {
     "weight": {"label": "matrices: B and W", "color": "#009E73", "linestyle": "--"},
 }
 OTHER_COLORS = ["#E69F00", "#0072B2", "#999999", "#F0E442"]  # for rules and angles that you add
-ARRAYS = "feedback", "weight_at_start", "weight_at_end"  # B and W in fa_read_out.npz
+# In fa_read_out.npz: B and W of FA's read-out.
+ARRAYS = "feedback_at_start", "feedback_at_end", "weight_at_start", "weight_at_end"
 Log = dict[str, np.ndarray]  # {column: values, shape (seeds, rows)}
 
 
@@ -99,7 +100,7 @@ def read_config(path: Path) -> dict:
 
 
 def read_arrays(path: Path) -> dict[str, np.ndarray] | None:
-    """Return B and W of FA's read-out, None where the run has not written them."""
+    """Return FA's B (feedback) and W (weight), or None where the run has not written them."""
     if not path.exists():
         return None
     try:
@@ -117,6 +118,7 @@ def plot(log: Log, config: dict, read_out: dict[str, np.ndarray] | None) -> Figu
         mosaic.append(["start", "end"])
     # No pyplot: its figures are for windows on a screen.
     figure = Figure(figsize=(8, 3.2 * len(mosaic)), layout="constrained")
+    # Dollar signs in it, as in a path, are no formula: parse_math is off.
     figure.suptitle(title(config, seeds=len(log["seed"])), fontsize="small", parse_math=False)
     panels = figure.subplot_mosaic(mosaic)
     steps = steps_of(log)
@@ -124,7 +126,7 @@ def plot(log: Log, config: dict, read_out: dict[str, np.ndarray] | None) -> Figu
     panel = panels["loss"]
     panel.set_title("Training loss")
     panel.set_ylabel("cross-entropy (nats)")
-    # A row's loss is a mean over the steps since the row before. It is drawn in their middle.
+    # A row's loss is a mean over the steps since the row before, and is drawn in between.
     draw_lines(panel, log, "loss", RULES, at=middles(steps))
     make_logarithmic(panel)
     finish_panel(panel, steps)
@@ -148,10 +150,10 @@ def plot(log: Log, config: dict, read_out: dict[str, np.ndarray] | None) -> Figu
     panel.set_xlabel(f"step (epochs: {log['epoch'].max() + 1:.0f})")
 
     if read_out:
-        B = read_out["feedback"]
         panels["end"].sharey(panels["start"])
-        draw_entries(panels["start"], B, read_out["weight_at_start"], "start")
-        draw_entries(panels["end"], B, read_out["weight_at_end"], "end")
+        for when in "start", "end":
+            feedback, weight = read_out[f"feedback_at_{when}"], read_out[f"weight_at_{when}"]
+            draw_entries(panels[when], feedback, weight, when)
     return figure
 
 
@@ -243,18 +245,21 @@ def title(config: dict, seeds: int) -> str:
 
 
 def say_what_is_not_drawn(log: Log, figure: Figure, path: Path) -> None:
-    """Print the columns that no panel shows, and the seeds whose values become inf or nan."""
-    shown = {"seed", "epoch", "step"}
-    for panel in figure.axes:
-        shown |= {line.get_gid() for line in panel.lines}
-    for name in log:
-        if name not in shown:
-            print(f"{path}: no panel shows {name}", file=sys.stderr)
-    for index, seed in enumerate(log["seed"][:, 0]):
-        values = [column[index] for column in log.values()]
-        if not np.isfinite(values).all():
-            problem = "has inf or nan, and no mean is drawn there"
-            print(f"{path}: seed {seed:.0f} {problem}", file=sys.stderr)
+    """Print the columns that no panel shows, and those with values that none can show."""
+    panel_of = {line.get_gid(): panel for panel in figure.axes for line in panel.lines}
+    for name, values in log.items():
+        if name in ("seed", "epoch", "step"):
+            continue
+        mean = values.mean(axis=0)
+        problem = None
+        if name not in panel_of:
+            problem = f"no panel shows {name}"
+        elif not np.isfinite(mean).all():
+            problem = f"{name} is inf or nan in places, and no mean is drawn there"
+        elif panel_of[name].get_yscale() == "log" and not mean.all():
+            problem = f"{name} falls to 0, which a logarithmic axis cannot show"
+        if problem:
+            print(f"{path}: {problem}", file=sys.stderr)
 
 
 def main(arguments: list[str] | None = None) -> None:

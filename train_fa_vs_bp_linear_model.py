@@ -196,9 +196,8 @@ def make_row(
     means = torch.stack(losses).mean(dim=0)
     for rule, mean in zip(networks.keys(), means, strict=True):
         row[f"{rule}_loss"] = float(mean)
-    for name, value in measure(networks, data).items():
-        row[name] = float(value)
-    return row
+    measures = {name: float(value) for name, value in measure(networks, data).items()}
+    return dict(**row, **measures)  # Python refuses a name that is in both
 
 
 @torch.no_grad()
@@ -245,8 +244,8 @@ def load_data(choice: str, data_dir: Path) -> DataSet:
     Choices:
         "synthetic": random patterns.
         "auto": SOURCE, read from disk, and downloaded if files are missing. If the download fails
-            and there is not even a part of a file, random patterns stand in. (Whoever has a part,
-            of before or of this download, expects the real data, and so gets an error.)
+            and no file is there, random patterns stand in. (A file, or a part of one, shows that
+            the real data is expected, or is just being downloaded by another run: an error.)
         The name of SOURCE, such as "mnist": the same, but nothing stands in.
 
     Raises OSError where files are missing, or the system refuses to read or write them.
@@ -324,7 +323,7 @@ def read_data(data_dir: Path) -> DataSet:
 
 
 def check_data(data: DataSet) -> None:
-    """Raise ValueError where shapes, labels or pixels are not as DataSet says.
+    """Raise ValueError for wrong shapes, labels out of range, or pixels that are not finite.
 
     MNIST is right, but data of one's own may be wrong without an error elsewhere. (`main` does not
     catch this ValueError, so that its traceback is seen.)
@@ -364,20 +363,22 @@ def random_patterns(train_size: int = 60_000, test_size: int = 10_000) -> DataSe
 def compare(data: DataSet, options: argparse.Namespace) -> Iterator[dict[str, float]]:
     """Train a matched set of networks for each seed; yield the rows of all.
 
-    For the first seed, save B and W of FA's read-out: W before and after the training.
+    For the first seed, save W and B of FA's read-out, before and after the training.
     """
     for seed in options.seeds:
         networks = matched_networks(data, options, seed).to(options.device)
         read_out = networks["fa"].read_out
-        weight_at_start = as_array(read_out.weight)
+        # For FA, B at the end is B at the start. A rule that you call "fa" may change it.
+        weight_at_start, feedback_at_start = as_array(read_out.weight), as_array(read_out.feedback)
         for row in train(networks, data, options, seed):
-            yield {"seed": seed} | row
+            yield dict(seed=seed, **row)
         if seed == options.seeds[0]:
             np.savez(
                 options.out / "fa_read_out.npz",
                 weight_at_start=weight_at_start,
                 weight_at_end=as_array(read_out.weight),
-                feedback=as_array(read_out.feedback),
+                feedback_at_start=feedback_at_start,
+                feedback_at_end=as_array(read_out.feedback),
             )
 
 
@@ -423,9 +424,12 @@ def describe_network(network: nn.Module) -> str:
             text = f"{type(layer).__name__} {layer.in_features}-{layer.out_features}"
         else:
             text = " ".join(str(layer).split())  # in one line
-        parameters = list(layer.parameters())
-        if parameters and not any(parameter.requires_grad for parameter in parameters):
+        parameters = dict(layer.named_parameters())
+        frozen = [name for name in parameters if not parameters[name].requires_grad]
+        if frozen and len(frozen) == len(parameters):
             text += " (frozen)"
+        elif frozen:
+            text += f" ({', '.join(frozen)} frozen)"
         words.append(text)
     return ", ".join(words)
 
@@ -512,7 +516,7 @@ def make_parser() -> argparse.ArgumentParser:
     new_folder = Path("runs", datetime.now().strftime("%Y-%m-%d_%H-%M-%S-%f"))
     choices = ["auto", SOURCE.__name__.lower(), "synthetic"]
     add = parser.add_argument_group("data, device and log").add_argument
-    add("--dataset", default="auto", choices=choices, help="auto: synthetic if the download fails")
+    add("--dataset", default="auto", choices=choices, help="auto: synthetic if MNIST cannot be had")
     add("--data-dir", type=path, default=Path("data"), help="where it is, or is downloaded to")
     add("--device", default=device, help="cpu, cuda, ...")
     add("--threads", type=count, default=1, help="of the CPU; with 20 hidden units 1 is best")

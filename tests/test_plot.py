@@ -249,9 +249,10 @@ def test_dollar_signs_in_the_title_are_no_formula():
 # W against B
 
 ARRAYS = {
-    "feedback": np.array([[1.0, 2.0], [3.0, 4.0]]),
+    "feedback_at_start": np.array([[1.0, 2.0], [3.0, 4.0]]),
+    "feedback_at_end": np.array([[1.0, 2.0], [3.0, 5.0]]),
     "weight_at_start": np.array([[2.0, -1.0], [4.0, -3.0]]),
-    "weight_at_end": np.array([[-10.0, -20.0], [-30.0, -40.0]]),
+    "weight_at_end": np.array([[-10.0, -20.0], [-30.0, -50.0]]),
 }
 
 
@@ -259,7 +260,7 @@ def test_w_is_drawn_against_b_entry_by_entry_at_start_and_end():
     start, end = figure_of([row()], read_out=ARRAYS).axes[3:]
     dots = [panel.collections[0].get_offsets().tolist() for panel in (start, end)]
     assert dots[0] == [[1, 2], [2, -1], [3, 4], [4, -3]]
-    assert dots[1] == [[1, -10], [2, -20], [3, -30], [4, -40]]
+    assert dots[1] == [[1, -10], [2, -20], [3, -30], [5, -50]]
 
 
 def test_both_panels_of_w_are_square_and_have_one_scale():
@@ -322,7 +323,8 @@ def test_a_mean_ends_where_a_seed_is_not_finite_and_this_is_said(capsys):
     write_run(rows)
     plot_losses.main([])
     said = capsys.readouterr().err
-    assert said == "runs/a/losses.csv: seed 1 has inf or nan, and no mean is drawn there\n"
+    problem = "fa_loss is inf or nan in places, and no mean is drawn there"
+    assert said == f"runs/a/losses.csv: {problem}\n"
     line = panel_of(rows, "loss").lines[0]
     np.testing.assert_array_equal(line.get_ydata(), [1, np.nan])
 
@@ -332,6 +334,14 @@ def test_a_column_that_no_panel_shows_is_named(capsys):
     write_run([row(weight_norm=3)])
     plot_losses.main([])
     assert capsys.readouterr().err == "runs/a/losses.csv: no panel shows weight_norm\n"
+
+
+@pytest.mark.usefixtures("quick_pictures")
+def test_a_mean_of_0_on_a_logarithmic_axis_is_said(capsys):
+    write_run([row(fa_error=0, weight_angle=0), row(seed=1, fa_error=0, bp_error=0)])
+    plot_losses.main([])
+    problem = "fa_error falls to 0, which a logarithmic axis cannot show"
+    assert capsys.readouterr().err == f"runs/a/losses.csv: {problem}\n"
 
 
 @pytest.mark.usefixtures("quick_pictures")
@@ -446,7 +456,7 @@ def test_arrays_that_are_damaged_are_named(capsys, content):
 
 def test_arrays_of_other_names_are_refused(capsys):
     write_run([row()])
-    write_arrays(feedback=np.ones(3))
+    write_arrays(feedback_at_start=np.ones(3), feedback_at_end=np.ones(3))
     refuse([], capsys, "fa_read_out.npz: ", "weight_at_start")
 
 

@@ -143,14 +143,27 @@ def test_the_exit_status_is_mains(monkeypatch, arguments, status):
 # What else a run writes
 
 
+def test_of_a_rule_that_changes_b_both_b_are_saved(small, monkeypatch):
+    def train(networks, *_arguments):
+        networks["fa"].read_out.feedback.zero_()
+        return []
+
+    monkeypatch.setattr(script, "train", train)
+    options = script.make_parser().parse_args([*SMALL, "--out=."])
+    assert not list(script.compare(small, options))
+    arrays = np.load("fa_read_out.npz")
+    assert arrays["feedback_at_start"].all()
+    assert not arrays["feedback_at_end"].any()
+
+
 def test_the_first_seeds_feedback_and_weight_at_start_and_end_are_saved(small):
     run("--out=run", "--seeds", "7", "8")
     networks = script.matched_networks(small, script.make_parser().parse_args(SMALL), 7)
     read_out = networks["fa"].read_out
     arrays = np.load("run/fa_read_out.npz")
-    np.testing.assert_array_equal(arrays["feedback"], read_out.feedback)
+    np.testing.assert_array_equal(arrays["feedback_at_start"], read_out.feedback)
     np.testing.assert_array_equal(arrays["weight_at_start"], read_out.weight.detach())
-    B, W = (torch.tensor(arrays[name]).flatten() for name in ("feedback", "weight_at_end"))
+    B, W = (torch.tensor(arrays[name]).flatten() for name in ("feedback_at_end", "weight_at_end"))
     last_of_first = read_rows("run/losses.csv")[5]
     assert float(script.angle(B, W)) == pytest.approx(
         float(last_of_first["weight_angle"]), rel=1e-4
@@ -182,10 +195,10 @@ def test_a_layer_that_is_not_linear_is_described_by_its_own_words():
     assert described == "Linear 2-3, ReLU(), Linear 3-1 (frozen)"
 
 
-def test_a_layer_is_called_frozen_only_if_nothing_in_it_learns():
+def test_what_is_frozen_of_a_layer_is_named():
     network = nn.Sequential(nn.Linear(2, 3))
     network[0].bias.requires_grad_(False)
-    assert script.describe_network(network) == "Linear 2-3"
+    assert script.describe_network(network) == "Linear 2-3 (bias frozen)"
 
 
 def test_another_optimizer_is_described_by_its_own_settings():
