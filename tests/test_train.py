@@ -266,6 +266,12 @@ def test_a_measure_may_be_a_number_or_a_tensor(small, monkeypatch, value):
     assert row["own"] == 1.5
 
 
+def test_a_measure_does_not_take_the_name_of_another_column(small, monkeypatch):
+    monkeypatch.setattr(script, "measure", lambda *_: {"fa_loss": 1.5})
+    with pytest.raises(TypeError, match="fa_loss"):
+        next(script.train(matched(small), small, options_of(), seed=0))
+
+
 @pytest.mark.parametrize(
     ("epoch", "step", "due"),
     [
