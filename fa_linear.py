@@ -21,7 +21,7 @@ learning rate.
     So the second time, W0 u is not x, but x + d, with d = -lr (m u^T) u = -lr (u.u) m.
     So this time W changes by -lr e (x + d)^T, which contains -lr e d^T = lr^2 (u.u) e m^T.
 
-This part turns a W that is unrelated to B toward B, as its inner product with B is positive.
+This part turns a W that is unrelated to B toward B, as the inner product of e m^T and B is positive.
 (Multiply entry by entry, and add up: the sum of all e_i m_j B_ij is m.m, because the sum of
 e_i B_ij over i is m_j.) The rest, -lr e x^T, knows nothing of B. README.md shows the same for many
 examples together.
@@ -150,8 +150,9 @@ class FALinear(nn.Linear):
           and those of a loss such as `output.sum()`, whose e is a constant.
         - `torch.compile` around a `torch.func` transform gives wrong gradients, without an
           error, unless `torch.compiler.allow_in_graph(FALinearFunction)` was called before.
-        - What uses a layer's weight without calling the layer learns by BP: a program made by
-          `torch.export`, and `nn.MultiheadAttention`, if an FALinear is its `out_proj`.
+        - What does not call the layer learns by BP: a program made by `torch.export`, which keeps
+          only the computation of the outputs, and `nn.MultiheadAttention`, which takes the weight
+          of an FALinear that is its `out_proj`.
         - A layer that was never initialised (built on the device `meta`, or by `skip_init`) has
           an arbitrary B, until `reset_parameters` draws one or a state with one is loaded.
     """
