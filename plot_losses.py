@@ -57,7 +57,10 @@ def find_log(run: Path) -> Path:
 def read_log(path: Path) -> Log:
     """Return the log's columns; say what is left out of a run that was stopped."""
     # A run that was stopped may have left a part of a line, after the last newline.
-    text, _newline, cut_line = path.read_text(encoding="utf-8").rpartition("\n")
+    try:
+        text, _newline, cut_line = path.read_text(encoding="utf-8").rpartition("\n")
+    except UnicodeDecodeError as problem:
+        raise UnreadableRun(f"{path}: {problem}") from problem
     if cut_line:
         print(f"{path}: left out the last line, which is cut: {cut_line}", file=sys.stderr)
     rows = list(csv.DictReader(text.splitlines()))

@@ -431,6 +431,11 @@ def test_seeds_with_rows_at_different_steps_are_refused(capsys, other):
     refuse([], capsys, "losses.csv: the seeds have rows at different steps")
 
 
+def test_a_picture_in_place_of_a_log_is_named(capsys):
+    write_run([row()]).write_bytes(b"\x89PNG")
+    refuse([], capsys, "losses.csv: 'utf-8' codec")
+
+
 def test_a_missing_config_is_named(capsys):
     write_run([row()]).with_name("config.json").unlink()
     refuse([], capsys, "No such file", "config.json")
