@@ -244,8 +244,8 @@ def load_data(choice: str, data_dir: Path) -> DataSet:
     Choices:
         "synthetic": random patterns.
         "auto": SOURCE, read from disk, and downloaded if files are missing. If the download fails
-            and no file is there, random patterns stand in. (A file, or a part of one, shows that
-            the real data is expected, or is just being downloaded by another run: an error.)
+            and no file is there, random patterns stand in. (If a file is there, or a part of one,
+            the real data is expected, or on its way: it is an error.)
         The name of SOURCE, such as "mnist": the same, but nothing stands in.
 
     Raises OSError where files are missing, or the system refuses to read or write them.
@@ -335,7 +335,7 @@ def check_data(data: DataSet) -> None:
             raise ValueError(f"{data.name}: images and labels of shapes {shapes}")
         if labels.min() < 0 or labels.max() >= data.classes:
             raise ValueError(f"{data.name}: labels are not from 0 to {data.classes - 1}")
-        if not images.isfinite().all():
+        if not images.sum().isfinite():  # one pixel that is not is enough; faster than to ask all
             raise ValueError(f"{data.name}: pixels are not finite")
 
 
@@ -368,7 +368,7 @@ def compare(data: DataSet, options: argparse.Namespace) -> Iterator[dict[str, fl
     for seed in options.seeds:
         networks = matched_networks(data, options, seed).to(options.device)
         read_out = networks["fa"].read_out
-        # For FA, B at the end is B at the start. A rule that you call "fa" may change it.
+        # FA never changes B, but a rule of yours may.
         weight_at_start, feedback_at_start = as_array(read_out.weight), as_array(read_out.feedback)
         for row in train(networks, data, options, seed):
             yield dict(seed=seed, **row)
@@ -516,7 +516,7 @@ def make_parser() -> argparse.ArgumentParser:
     new_folder = Path("runs", datetime.now().strftime("%Y-%m-%d_%H-%M-%S-%f"))
     choices = ["auto", SOURCE.__name__.lower(), "synthetic"]
     add = parser.add_argument_group("data, device and log").add_argument
-    add("--dataset", default="auto", choices=choices, help="auto: synthetic if MNIST cannot be had")
+    add("--dataset", default="auto", choices=choices, help="auto: synthetic if it cannot be had")
     add("--data-dir", type=path, default=Path("data"), help="where it is, or is downloaded to")
     add("--device", default=device, help="cpu, cuda, ...")
     add("--threads", type=count, default=1, help="of the CPU; with 20 hidden units 1 is best")
