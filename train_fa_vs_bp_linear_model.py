@@ -244,8 +244,8 @@ def load_data(choice: str, data_dir: Path) -> DataSet:
     Choices:
         "synthetic": random patterns.
         "auto": SOURCE, read from disk, and downloaded if files are missing. If the download fails
-            and no file is there, random patterns stand in. (If a file is there, or a part of one,
-            the real data is expected, or on its way: it is an error.)
+            and no file is there, random patterns stand in. (If there is one, or a part of one, the
+            failed download is an error: whoever has it expects the real data.)
         The name of SOURCE, such as "mnist": the same, but nothing stands in.
 
     Raises OSError where files are missing, or the system refuses to read or write them.
