@@ -249,17 +249,16 @@ def title(config: dict, seeds: int) -> str:
 
 def say_what_is_not_drawn(log: Log, figure: Figure, path: Path) -> None:
     """Print the columns that no panel shows, and those with values that none can show."""
-    panel_of = {line.get_gid(): panel for panel in figure.axes for line in panel.lines}
-    for name, values in log.items():
+    lines = {line.get_gid(): line for panel in figure.axes for line in panel.lines}
+    for name in log:
         if name in ("seed", "epoch", "step"):
             continue
-        mean = values.mean(axis=0)
         problem = None
-        if name not in panel_of:
+        if name not in lines:
             problem = f"no panel shows {name}"
-        elif not np.isfinite(mean).all():
+        elif not np.isfinite(lines[name].get_ydata()).all():
             problem = f"{name} is inf or nan in places, and no mean is drawn there"
-        elif panel_of[name].get_yscale() == "log" and not mean.all():
+        elif lines[name].axes.get_yscale() == "log" and not lines[name].get_ydata().all():
             problem = f"{name} falls to 0, which a logarithmic axis cannot show"
         if problem:
             print(f"{path}: {problem}", file=sys.stderr)
