@@ -493,9 +493,7 @@ def make_parser() -> argparse.ArgumentParser:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     add = parser.add_argument_group("networks").add_argument
-    add(
-        "--hidden", type=count, default=20, help="units; with 1000, shallow is nearly as good as BP"
-    )
+    add("--hidden", type=count, default=20, help="units; with 1000, shallow nearly reaches BP")
     add("--init-scale", type=amount, default=1.0, help="multiplies the initial weights, but not B")
     freeze_help = "never train W and b of the read-out, so that W cannot come to resemble B"
     add("--freeze-read-out", action="store_true", help=freeze_help)
