@@ -514,7 +514,7 @@ def make_parser() -> argparse.ArgumentParser:
     new_folder = Path("runs", datetime.now().strftime("%Y-%m-%d_%H-%M-%S-%f"))
     choices = ["auto", SOURCE.__name__.lower(), "synthetic"]
     add = parser.add_argument_group("data, device and log").add_argument
-    add("--dataset", default="auto", choices=choices, help="auto: synthetic if it cannot be had")
+    add("--dataset", default="auto", choices=choices, help="auto: synthetic as a last resort")
     add("--data-dir", type=path, default=Path("data"), help="where it is, or is downloaded to")
     add("--device", default=device, help="cpu, cuda, ...")
     add("--threads", type=count, default=1, help="of the CPU; with 20 hidden units 1 is best")
