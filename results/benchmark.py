@@ -1,4 +1,4 @@
-"""Time the script's training loop beside a textbook's: python benchmark.py [DATA_DIR]"""
+"""Time the script's training loop beside a textbook's: python results/benchmark.py DATA_DIR"""
 
 import statistics
 import sys
@@ -40,15 +40,15 @@ def seconds_to_next(loop):
     return time.perf_counter() - start
 
 
-def main(data_dir="data"):
+def main(data_dir):
     torch.set_num_threads(1)  # the script's default
-    arguments = [f"--log-every={STEPS}", "--device=cpu"]
-    options = script.make_parser().parse_args(arguments)
-    data = script.read_data(Path(data_dir))
-    own = script.train(script.matched_networks(data, options, 0), data, options, seed=0)
+    args = script.make_parser().parse_args([f"--log-every={STEPS}"])
+    data = script.load_data("mnist", data_dir)
+    networks = script.matched_networks(data, args, seed=0)
+    own = script.train(networks, script.make_optimizer(networks, args), data, args, seed=0)
     while next(own)["step"] < STEPS:  # past the early rows
         pass
-    textbook = textbook_rows(script.matched_networks(data, options, 0).values(), data_dir)
+    textbook = textbook_rows(script.matched_networks(data, args, seed=0).values(), data_dir)
     ratios = []
     for _row in range(ROWS):
         own_seconds = seconds_to_next(own)

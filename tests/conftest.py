@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
+ROOT = Path(__file__).parents[1]
+sys.path[:0] = [str(ROOT), str(ROOT / "results")]
 
 import train_fa_vs_bp_linear_model as script
 
@@ -23,14 +24,13 @@ def folder(monkeypatch, tmp_path):
 
 @pytest.fixture(scope="session")
 def small():
-    """300 + 100 random patterns, so that an epoch has ten mini-batches of 32."""
-    return script.random_patterns(300, 100)
+    """300 + 100 random patterns: an epoch has ten mini-batches of 32, the last one of 12."""
+    return script.random_patterns(train_size=300, test_size=100)
 
 
 @pytest.fixture(scope="session")
 def mnist():
     """MNIST itself, for the tests that need it."""
-    folder = os.environ.get("MNIST_DIR")
-    if not folder:
-        pytest.skip("MNIST_DIR does not name MNIST's folder")
-    return script.read_data(Path(folder))
+    if "MNIST_DIR" not in os.environ:
+        pytest.skip("MNIST_DIR does not name the folder that holds MNIST")
+    return script.load_data("mnist", os.environ["MNIST_DIR"])
