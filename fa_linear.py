@@ -1,15 +1,16 @@
 """Feedback alignment for one linear layer, used like `torch.nn.Linear`.
 
-The layer computes y = W h + b. Let e = dL/dy be the error that comes back to it. Its own weights
-learn as always: dL/dW = e h^T, dL/db = e. What differs is the message to the layers below:
+The layer computes y = W h + b. An error e comes back to it: dL/dy, or what an FA layer above sends.
+Its own weights learn from it as always, by e h^T and e. What differs is the message that it sends to
+the layers below:
 
     backpropagation (BP):     W^T e, which is dL/dh
     feedback alignment (FA):  B^T e, in place of dL/dh; B is random, and never changes
 
-FA works because W turns toward B. To see why, let one input u come twice, with h = V u below this
-layer, and let r be the learning rate. The first time, the message m = B^T e changes V by -r m u^T.
-So the second time, h has gained -r |u|^2 m, and W learns -r e h^T, as ever: for what h has gained,
-r^2 |u|^2 e m^T. The inner product of e m^T with B is |m|^2, which is positive.
+FA works because W turns toward B. Let h = V u, and let the same u come twice, with the same error; r
+is the learning rate. The first time, the message m = B^T e changes V by -r m u^T. So the second time,
+h has changed by -r |u|^2 m. And W changes by -r e h^T: for that part of h, by +r^2 |u|^2 e m^T. This
+points toward B: the sum of all e_i m_j B_ij is the sum of all m_j^2, as e_i B_ij add up to m_j.
 
 Source: T. P. Lillicrap, D. Cownden, D. B. Tweed, C. J. Akerman, "Random synaptic feedback weights
 support error backpropagation for deep learning", Nature Communications 7:13276 (2016).
@@ -24,11 +25,11 @@ from torch.nn import functional as F
 
 
 class FALinearFunction(torch.autograd.Function):
-    """W h + b, with a backward pass of our own, which uses B (`feedback`) in place of W (`weight`).
+    """W h + b, with a backward pass that uses B (`feedback`) in place of W (`weight`).
 
-    PyTorch calls `forward` for the output; `setup_context`, to put into `ctx` what the backward
-    pass will need; and in `loss.backward()`, with that `ctx` and the error, `backward`. This
-    returns a gradient for each argument of `forward`. Use it by `FALinearFunction.apply(...)`.
+    `FALinearFunction.apply(input, weight, bias, feedback)` runs `forward`, and lets `setup_context`
+    put into `ctx` what the backward pass will need. `loss.backward()` gives that `ctx` and the error
+    to `backward`, which returns a gradient for each argument of `forward`.
 
     Examples are rows: `input` (..., in_features), `grad_output` (..., out_features). So B^T e reads
     e @ B. `weight` and `feedback` are (out_features, in_features), `bias` (out_features,) or None.
@@ -52,11 +53,12 @@ class FALinearFunction(torch.autograd.Function):
         # Under torch.autocast the error has a lower precision than what was saved.
         input, feedback = input.to(grad_output.dtype), feedback.to(grad_output.dtype)
         grad_input = grad_output @ feedback  # <-- FA. BP: grad_output @ weight
-        # The rest is as under BP: e h^T and e, summed over the examples.
+        # The rest is as under BP: e h^T and e, summed over the examples. (PyTorch drops what it does
+        # not need. But there may be no bias, and then it must be None.)
         e = grad_output.reshape(-1, grad_output.shape[-1])
         h = input.reshape(-1, input.shape[-1])
         grad_weight = e.T @ h
-        grad_bias = e.sum(0) if ctx.needs_input_grad[2] else None  # there may be no bias
+        grad_bias = e.sum(0) if ctx.needs_input_grad[2] else None
         return grad_input, grad_weight, grad_bias, None  # B never learns
 
 
@@ -72,8 +74,9 @@ class FALinear(nn.Linear):
     Limits:
         - B^T e is no derivative. Second derivatives raise RuntimeError or, in nested torch.func
           transforms and for a constant e, are zero.
-        - What takes the weight without calling the layer learns by BP, without an error:
-          torch.export, nn.MultiheadAttention, torch.compile around a torch.func transform.
+        - What does not call the layer learns by BP, without an error: a program by torch.export,
+          nn.MultiheadAttention. torch.compile around a torch.func transform gives wrong gradients,
+          unless torch.compiler.allow_in_graph(FALinearFunction) was called.
         - Gradients below the layer are messages. For saliency or attacks, use a twin: an nn.Linear
           that loads this layer's state_dict with strict=False.
     """

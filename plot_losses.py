@@ -21,12 +21,12 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator
 
 # Colours for colour-blind readers, too (Okabe and Ito 2008). Wide lines may lie under others.
-RULES = {
+RULE_STYLES = {
     "fa": {"label": "FA (feedback alignment)", "color": "#56B4E9", "linewidth": 4},
     "bp": {"label": "BP (backpropagation)", "color": "#D55E00", "linestyle": "--"},
     "shallow": {"label": "shallow (only the readout learns)", "color": "black", "linestyle": ":"},
 }
-ANGLES = {
+ANGLE_STYLES = {
     "message": {"label": "messages: Bᵀe and Wᵀe", "color": "#CC79A7", "linewidth": 4},
     "weight": {"label": "matrices: B and W", "color": "#009E73", "linestyle": "--"},
 }
@@ -55,14 +55,14 @@ def plot(log, config, folder):
         mosaic, readouts = [["loss", "error"], ["angle", "."]], []
     figure = Figure(figsize=(10, 7.5), layout="constrained")  # no pyplot: nothing global
     seeds = f"{len(log)} seeds: mean ± standard deviation" if len(log) > 1 else "one seed"
-    figure.suptitle(f"{config['title']}; {seeds}", parse_math=False)
+    figure.suptitle(f"{config['title']}; {seeds}", parse_math=False, wrap=True)
     panels = figure.subplot_mosaic(mosaic)
     steps = log["step"][0]
     # A row's loss is a mean over the steps since the row before, and is drawn in their middle.
     middles = (np.append(0, steps[:-1] + 1) + steps) / 2
-    draw(panels["loss"], log, "loss", RULES, middles)
-    draw(panels["error"], log, "error", RULES, steps)
-    draw(panels["angle"], log, "angle", ANGLES, steps)
+    draw(panels["loss"], log, "loss", RULE_STYLES, middles)
+    draw(panels["error"], log, "error", RULE_STYLES, steps)
+    draw(panels["angle"], log, "angle", ANGLE_STYLES, steps)
     panels["angle"].axhline(90, color="black", linewidth=1, label="unrelated")
     finish(panels, steps, config["steps_in_epoch"])
     # The log has the angles; the first seed's are those of the arrays.

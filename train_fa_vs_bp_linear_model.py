@@ -7,6 +7,9 @@ error e = dL/dy teaches the hidden layer:
     fa       B^T e: e sent back through a fixed random matrix B (feedback alignment)
     bp       W^T e: e sent back through the weights W of the readout (backpropagation)
     shallow  none: the hidden layer stays as it was drawn, and only the readout learns
+
+Watch the angles between B^T e and W^T e, and between B and W: they start near 90 degrees, as between
+unrelated vectors, and as they fall, FA's loss does.
 """
 
 import argparse
@@ -29,11 +32,11 @@ from torchvision.datasets import KMNIST, MNIST, FashionMNIST
 
 from fa_linear import FALinear
 
-# The class of the readout decides what it sends down, and so how the hidden layer learns. (If yours
-# changes itself in `forward`, let it do so only if self.training, and under torch.no_grad().)
+# The class of the readout decides what it sends down, and so how the hidden layer learns. (A class
+# whose `forward` changes the layer does so only if self.training, as `measure` calls it, too.)
 RULES = {"fa": FALinear, "bp": nn.Linear, "shallow": nn.Linear}
 
-# Of (outputs, labels), the mean over the examples. What is trained on, and whose gradient e is.
+# Takes outputs and labels, and returns the mean over the examples. e is its gradient.
 loss_function = F.cross_entropy
 
 
@@ -54,7 +57,7 @@ class DataSet(NamedTuple):
 def make_network(data, hidden, layer):
     """Return a network pixels-hidden-classes whose readout is of the class `layer`.
 
-    If you add layers between the two, those with weights are of this class as well.
+    If you add layers with weights between the two, make them of this class: they, too, send down.
     """
     pixels = data.train_images.shape[1]
     layers = OrderedDict(
@@ -67,7 +70,7 @@ def make_network(data, hidden, layer):
 def matched_networks(data, args, seed):
     """Return a ModuleDict {rule: network}; all networks start from the same weights.
 
-    They are PyTorch's own, times args.init_scale. B is drawn as W is, and not scaled.
+    These are PyTorch's own, times args.init_scale. B is drawn as W is, and not scaled.
     """
     networks = nn.ModuleDict()
     for rule, layer in RULES.items():
@@ -106,8 +109,8 @@ def train(networks, optimizer, data, args, seed):
     """Train all networks on the same mini-batches; yield the log's rows, {column: value}.
 
     The row of step s shows the networks after s updates. Its losses are means over the mini-batches
-    since the row before, each taken before the networks learn from it. The row stands between
-    backward and update: a measure can see the gradients.
+    since the row before, each taken before the networks learn from it. (So the last mini-batch of
+    all is not learned from.) Rows are made between backward and update: a measure sees the gradients.
     """
     given = {weight for group in optimizer.param_groups for weight in group["params"]}
     learning = {weight for weight in networks.parameters() if weight.requires_grad}
@@ -164,7 +167,7 @@ def measure(networks, data):
         wrong = outputs[rule].argmax(dim=1) != data.test_labels
         columns[f"{rule}_error"] = 100 * wrong.float().mean().item()
     y = outputs["fa"].requires_grad_()
-    loss = len(y) * loss_function(y, data.test_labels)  # a sum: each image has its whole e
+    loss = len(y) * loss_function(y, data.test_labels)  # the sum: no e is divided by len(y)
     (e,) = torch.autograd.grad(loss, y)
     W, B = networks["fa"].readout.weight.detach(), networks["fa"].readout.feedback
     # nanmean: an e that is rounded to 0 has no angle.
@@ -239,7 +242,7 @@ def make_parser():
     add = parser.add_argument
     add("--hidden", type=count, default=20, help="units; with 1000, shallow nearly reaches BP")
     add("--init-scale", type=float, default=1.0, help="multiplies the initial weights, but not B")
-    add("--freeze-readout", action="store_true", help="never train it: W cannot turn toward B")
+    add("--freeze-readout", action="store_true", help="train the hidden layer alone")
     # Momentum, weight decay and mini-batch are those of L0SG/feedback-alignment-pytorch, on GitHub,
     # which this comparison follows. Its learning rate, 1e-4, is for 1,000 hidden units.
     add("--epochs", type=count, default=5, help="passes over the training images")
@@ -260,15 +263,16 @@ def make_parser():
 
 
 def run_seed(seed, data, args):
-    """Train the networks of one seed, write what the run folder is to hold; return the last row."""
+    """Train the networks of one seed, write the files of the run's folder; return the last row."""
     networks = matched_networks(data, args, seed)
     optimizer = make_optimizer(networks, args)
     is_first = seed == args.seeds[0]
     if is_first:
-        args.out.mkdir(parents=True)  # only now: what fails above leaves no folder
+        args.out.mkdir(parents=True)  # only now: what fails before leaves none
         config = describe(networks, optimizer, data, args)
         (args.out / "config.json").write_text(json.dumps(config, indent=2) + "\n")
         print(f"{config['title']}. Steps in an epoch: {config['steps_in_epoch']}.")
+        print("Losses: means since the row before. Errors: % of test images. Angles: degrees.")
         save_readout(networks["fa"].readout, args.out / "fa_readout_start.npz")
     for row in train(networks, optimizer, data, args, seed):
         log(row, args.out / "losses.csv")

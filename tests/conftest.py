@@ -9,15 +9,13 @@ import torch
 
 ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "results")]
+torch.set_num_threads(1)  # more gain nothing on networks this small
 
 import train_fa_vs_bp_linear_model as script
-
-torch.set_num_threads(1)  # more gain nothing on networks this small
 
 
 @pytest.fixture
 def folder(monkeypatch, tmp_path):
-    """An empty folder, to work in."""
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -31,6 +29,5 @@ def small():
 @pytest.fixture(scope="session")
 def mnist():
     """MNIST itself, for the tests that need it."""
-    if "MNIST_DIR" not in os.environ:
-        pytest.skip("MNIST_DIR does not name the folder that holds MNIST")
-    return script.load_data("mnist", os.environ["MNIST_DIR"])
+    folder = os.environ.get("MNIST_DIR") or pytest.skip("MNIST_DIR does not name MNIST's folder")
+    return script.load_data("mnist", folder)
