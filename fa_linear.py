@@ -44,7 +44,7 @@ class FALinearFunction(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx, inputs, output):
         input, _weight, _bias, feedback = inputs
-        ctx.save_for_backward(input, feedback)  # backward has no need of the weight
+        ctx.save_for_backward(input, feedback)  # backward does not need the weight
 
     @staticmethod
     @once_differentiable  # B^T e is no derivative: there is nothing to differentiate again
@@ -53,8 +53,8 @@ class FALinearFunction(torch.autograd.Function):
         # Under torch.autocast the error has a lower precision than what was saved.
         input, feedback = input.to(grad_output.dtype), feedback.to(grad_output.dtype)
         grad_input = grad_output @ feedback  # <-- FA. BP: grad_output @ weight
-        # The rest is as under BP: e h^T and e, summed over the examples. (PyTorch drops what it does
-        # not need. But there may be no bias, and then it must be None.)
+        # The rest is BP's: e h^T and e, summed over the examples. (PyTorch drops what it does not need,
+        # but without a bias its gradient must be None.)
         e = grad_output.reshape(-1, grad_output.shape[-1])
         h = input.reshape(-1, input.shape[-1])
         grad_weight = e.T @ h
@@ -66,17 +66,17 @@ class FALinear(nn.Linear):
     """`nn.Linear` that teaches the layers below it by feedback alignment.
 
     Arguments, outputs and initial weights are those of `nn.Linear`. B is the buffer `feedback`,
-    drawn as W is: shape (out_features, in_features), saved with the layer, no parameter. For real
-    numbers only. The first layer of a network has none below it to teach, and can stay `nn.Linear`:
+    drawn like W: shape (out_features, in_features), saved with the layer, and not a parameter. For
+    real numbers only. The first layer of a network has no layer below to teach: an `nn.Linear` will do.
 
         network = nn.Sequential(nn.Linear(784, 20), FALinear(20, 10))
 
     Limits:
         - B^T e is no derivative. Second derivatives raise RuntimeError or, in nested torch.func
           transforms and for a constant e, are zero.
-        - What does not call the layer learns by BP, without an error: a program by torch.export,
-          nn.MultiheadAttention. torch.compile around a torch.func transform gives wrong gradients,
-          unless torch.compiler.allow_in_graph(FALinearFunction) was called.
+        - Code that uses the weight without calling the layer silently trains by BP: programs made by
+          torch.export, nn.MultiheadAttention. And torch.compile around a torch.func transform gives
+          wrong gradients unless torch.compiler.allow_in_graph(FALinearFunction) was called.
         - Gradients below the layer are messages. For saliency or attacks, use a twin: an nn.Linear
           that loads this layer's state_dict with strict=False.
     """
