@@ -7,8 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-ROOT = Path(__file__).parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "results")]
+sys.path[:0] = [str(Path(__file__).parents[1] / folder) for folder in ("", "results")]
 torch.set_num_threads(1)  # more gain nothing on networks this small
 
 import train_fa_vs_bp_linear_model as script
@@ -29,5 +28,4 @@ def small():
 @pytest.fixture(scope="session")
 def mnist():
     """MNIST itself, for the tests that need it."""
-    folder = os.environ.get("MNIST_DIR") or pytest.skip("MNIST_DIR does not name MNIST's folder")
-    return script.load_data("mnist", folder)
+    return script.load_data("mnist", os.environ.get("MNIST_DIR") or pytest.skip("no MNIST_DIR"))

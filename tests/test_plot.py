@@ -16,12 +16,13 @@ pytestmark = pytest.mark.usefixtures("folder")
 HEADER = "seed,step,fa_loss,own_loss,fa_error,own_error,message_angle,weight_angle,own_angle\n"
 FIRST = "1,0,2.5,1,90,1,89,91,60\n1,1,2,1,70,1,80,81,61\n1,4,0.5,0.6,10,11,30,41,150\n"
 SECOND = "0,0,2.5,1,90,1,85,66,60\n0,1,2.2,1,80,1,75,76,61\n0,4,0.9,0.6,20,12,20,26,150\n"
+LOG = HEADER + FIRST + SECOND
 LINES = {"loss": [[0, 2.5], [1, 2.1], [3, 0.7]], "error": [[0, 90], [1, 75], [4, 15]]}
 
 
-def write_run(lines=FIRST + SECOND, folder="runs/a", arrays=("start", "end")):
+def write_run(log=LOG, folder="runs/a", arrays=("start", "end")):
     Path(folder).mkdir(parents=True)
-    Path(folder, "losses.csv").write_text(HEADER + lines)
+    Path(folder, "losses.csv").write_text(log)
     Path(folder, "config.json").write_text(json.dumps({"title": "MNIST", "steps_in_epoch": 10}))
     for number, when in enumerate(arrays):
         np.savez(Path(folder, f"fa_readout_{when}.npz"), W=[[number, 2]], B=[[3, 4]])
@@ -59,11 +60,15 @@ def test_w_is_drawn_against_b_with_the_angle_of_the_seed_trained_first(when, W, 
 
 
 def test_a_run_stopped_in_its_first_seed_is_drawn_without_w_and_b():
-    assert panels_of(write_run(FIRST, arrays=["start"])).keys() == {"loss", "error", "angle"}
+    assert panels_of(write_run(HEADER + FIRST, arrays=["start"])).keys() == {
+        "loss",
+        "error",
+        "angle",
+    }
 
 
 def test_unfinished_seeds_and_cut_lines_are_left_out_and_said(capsys):
-    log = plot_losses.read_log(write_run(FIRST + "77,0,2.5,2.5,90,92,85,66,60\n88,1,0.25"))
+    log = plot_losses.read_log(write_run(HEADER + FIRST + "77,0,2.5,2.5,90,92,85,66,60\n88,1,0.25"))
     assert log["seed"].tolist() == [[1, 1, 1]]
     printed = capsys.readouterr().out
     assert "77" in printed and "88,1,0.25" in printed
@@ -71,14 +76,12 @@ def test_unfinished_seeds_and_cut_lines_are_left_out_and_said(capsys):
 
 def test_large_seeds_are_told_apart():
     lines = "".join(f"173290000000000000{line}\n" for line in (FIRST + SECOND).split())
-    assert plot_losses.read_log(write_run(lines)).shape == (2, 3)
+    assert plot_losses.read_log(write_run(HEADER + lines)).shape == (2, 3)
 
 
 @pytest.mark.parametrize(("old", "new"), [("fa_loss", "fa_norm"), ("2.2", "nan")])
 def test_columns_without_a_panel_or_not_finite_are_said(old, new, capsys):
-    path = write_run()
-    path.write_text(path.read_text().replace(old, new))
-    plot_losses.say_what_is_missing(plot_losses.read_log(path))
+    plot_losses.say_what_is_missing(plot_losses.read_log(write_run(LOG.replace(old, new))))
     assert "fa_" in capsys.readouterr().out
 
 
@@ -100,6 +103,7 @@ def test_the_picture_is_the_same_whatever_the_users_style():
 
 def test_importing_the_module_changes_no_settings(monkeypatch):
     monkeypatch.setenv("MPLBACKEND", "agg")
-    before = matplotlib.rcParams.copy(), dict(os.environ)
-    runpy.run_path(plot_losses.__file__)
-    assert (matplotlib.rcParams.copy(), dict(os.environ)) == before
+    with matplotlib.style.context("default"):
+        before = matplotlib.rcParams.copy(), dict(os.environ)
+        runpy.run_path(plot_losses.__file__)
+        assert (matplotlib.rcParams.copy(), dict(os.environ)) == before

@@ -53,8 +53,7 @@ def test_config_describes_the_data_the_options_given_and_what_is_trained():
     assert all(text in config["title"] for text in ("MNIST", "320", "0.125", "momentum", "hidden"))
     networks, optimizer, *_ = prepare(script.load_data("mnist", "elsewhere"), 0, *options)
     assert config["optimizer"] == str(optimizer).splitlines()
-    for rule, network in networks.items():
-        assert config["networks"][rule] == str(network).splitlines()
+    assert config["networks"] == {rule: str(net).splitlines() for rule, net in networks.items()}
 
 
 def test_w_and_b_of_the_first_seed_are_saved_at_start_and_end(small):
@@ -70,7 +69,7 @@ def test_w_and_b_of_the_first_seed_are_saved_at_start_and_end(small):
 def test_a_run_that_is_stopped_keeps_its_rows_and_says_how_to_plot_them(monkeypatch):
     measure = Mock(side_effect=[{"weight_angle": 90}, {"weight_angle": 80}, KeyboardInterrupt])
     monkeypatch.setattr(script, "measure", measure)
-    with pytest.raises(SystemExit) as stopped:
+    with pytest.raises(BaseException) as stopped:
         script.main(SHORT)
     plot_losses.main(shlex.split(str(stopped.value).splitlines()[-1])[2:])
     assert len(LOG.read_text().splitlines()) == 3  # the columns' names, and two rows
