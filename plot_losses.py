@@ -65,10 +65,9 @@ def plot(log, config, folder):
     draw(panels["angle"], log, "angle", ANGLE_STYLES, steps)
     panels["angle"].axhline(90, color="black", linewidth=1, label="unrelated")
     finish(panels, steps, config["steps_in_epoch"])
-    # The log has the angles; the first seed's are those of the arrays.
-    for path, angle in zip(readouts, log["weight_angle"][0, [0, -1]], strict=False):
+    for path in readouts:
         when = path.stem.removeprefix("fa_readout_")
-        draw_entries(panels[when], np.load(path), f"W against B, {when}: {angle:.0f}°")
+        draw_entries(panels[when], np.load(path), when)
     if readouts:
         panels["end"].sharey(panels["start"])
         panels["start"].set_ylabel("same entry of W")
@@ -112,10 +111,12 @@ def finish(panels, steps, steps_in_epoch):
     panels["angle"].legend()
 
 
-def draw_entries(panel, arrays, title):
+def draw_entries(panel, arrays, when):
     """Draw W against B, entry by entry."""
-    panel.scatter(arrays["B"], arrays["W"], s=2000 / arrays["B"].size, color="#009E73")
-    panel.set_title(title, fontsize="medium")
+    W, B = arrays["W"], arrays["B"]
+    panel.scatter(B, W, s=2000 / B.size, color="#009E73")
+    angle = np.degrees(np.arccos((W * B).sum() / np.linalg.norm(W) / np.linalg.norm(B)))
+    panel.set_title(f"W against B, {when}: {angle:.0f}°", fontsize="medium")
     panel.set_xlabel("entry of B")
     panel.set_box_aspect(1)
     panel.grid(alpha=0.3)

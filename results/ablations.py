@@ -625,50 +625,53 @@ def draw_mechanism(lines):
     """Return the picture: W's angle to B by dose, and the account of the loss."""
     figure = Figure(figsize=(10, 4), layout="constrained")
     turn, account = figure.subplots(1, 2)
-    for dose, color, label in (
-        ("1", "#009E73", "W copies, as always"),
-        ("0", "gray", "W cannot copy"),
-        ("-1", "#E69F00", "W copies with the opposite sign"),
-    ):
-        draw_band(turn, lines, "dose", dose, "measured", label=label, color=color, linewidth=3)
-        steps, mean, _ = series(lines, "dose", dose, "predicted")
-        early = [step for step in steps if step <= 64]  # later, errors are not as at the start
-        turn.plot(early, mean[: len(early)], color="black", linestyle="--", linewidth=1.5)
-    turn.plot([], [], color="black", linestyle="--", label="computed before training")
-    turn.set_title("Angle between W and B (degrees)")
-    turn.set_xlabel("step")
-    for rule, color in ("FA", "#56B4E9"), ("BP", "#D55E00"):
-        for part, style in ("hidden layer", "-"), ("readout", "--"):
-            label = f"{rule}: by the {part}"
-            row = f"{rule}, {part}"
-            draw_band(
-                account,
-                lines,
-                "account of the loss",
-                row,
-                "step",
-                label=label,
-                color=color,
-                linestyle=style,
-                linewidth=2,
-            )
-    account.set_title("Change of the training loss since step 0")
-    account.set_xlabel("step (first epoch)")
-    account.set_xscale("symlog", linthresh=10, linscale=0.6)
-    account.set_xlim(0, 1875)
-    account.xaxis.set_major_formatter("{x:.0f}")
-    account.axhline(0, color="black", linewidth=0.8)
+    draw_turn(turn, lines)
+    draw_account(account, lines)
     for panel in turn, account:
         panel.grid(alpha=0.3)
         panel.legend(fontsize="small")
     return figure
 
 
-def draw_band(panel, lines, table, row, column, **style):
+def draw_turn(panel, lines):
+    """Draw the angle of W and B, as measured and as predicted."""
+    labels = {
+        "1": ("W copies, as always", "#009E73"),
+        "0": ("W cannot copy", "gray"),
+        "-1": ("W copies with the opposite sign", "#E69F00"),
+    }
+    for dose, (label, color) in labels.items():
+        style = {"label": label, "color": color, "linewidth": 3}
+        draw_band(panel, lines, "dose", dose, "measured", style)
+        steps, mean, _ = series(lines, "dose", dose, "predicted")
+        early = [step for step in steps if step <= 64]  # later, errors are not as at the start
+        panel.plot(early, mean[: len(early)], color="black", linestyle="--")
+    panel.plot([], [], color="black", linestyle="--", label="computed before training")
+    panel.set_title("Angle between W and B (degrees)")
+    panel.set_xlabel("step")
+
+
+def draw_account(panel, lines):
+    """Draw by how much each layer's steps have changed the loss."""
+    for rule, color in ("FA", "#56B4E9"), ("BP", "#D55E00"):
+        for part, linestyle in ("hidden layer", "-"), ("readout", "--"):
+            style = {"label": f"{rule}: by the {part}", "color": color, "linestyle": linestyle}
+            row = f"{rule}, {part}"
+            draw_band(panel, lines, "account of the loss", row, "step", style)
+    panel.axhline(0, color="black", linewidth=0.8)
+    panel.set_xscale("symlog", linthresh=10, linscale=0.6)
+    panel.set_xlim(0, 1875)
+    panel.xaxis.set_major_formatter("{x:.0f}")
+    panel.set_title("Change of the training loss since step 0")
+    panel.set_xlabel("step (first epoch)")
+
+
+def draw_band(panel, lines, table, row, column, style):
     """Draw mean and standard deviation of a row's columns, named by their step."""
     steps, mean, spread = series(lines, table, row, column)
     panel.plot(steps, mean, **style)
-    low, high = ([m + sign * s for m, s in zip(mean, spread, strict=True)] for sign in (-1, 1))
+    low = [m - s for m, s in zip(mean, spread, strict=True)]
+    high = [m + s for m, s in zip(mean, spread, strict=True)]
     panel.fill_between(steps, low, high, color=style["color"], alpha=0.2, linewidth=0)
 
 
@@ -679,9 +682,9 @@ def series(lines, table, row, column):
         name, _, step = line["column"].rpartition(" ")
         if (line["table"], line["row"], name) == (table, row, column):
             values.setdefault(int(step), []).append(float(line["value"]))
-    return list(values), *(
-        [f(v) for v in values.values()] for f in (statistics.fmean, statistics.stdev)
-    )
+    means = [statistics.fmean(each) for each in values.values()]
+    spreads = [statistics.stdev(each) for each in values.values()]
+    return list(values), means, spreads
 
 
 def main(arguments=None):

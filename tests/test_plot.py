@@ -13,10 +13,9 @@ from numpy.testing import assert_allclose
 import plot_losses
 
 pytestmark = pytest.mark.usefixtures("folder")
-HEADER = "seed,step,fa_loss,own_loss,fa_error,own_error,message_angle,weight_angle,own_angle\n"
-FIRST = "1,0,2.5,1,90,1,89,91,60\n1,1,2,1,70,1,80,81,61\n1,4,0.5,0.6,10,11,30,41,150\n"
-SECOND = "0,0,2.5,1,90,1,85,66,60\n0,1,2.2,1,80,1,75,76,61\n0,4,0.9,0.6,20,12,20,26,150\n"
-LOG = HEADER + FIRST + SECOND
+COLUMNS = "seed,step,fa_loss,own_loss,fa_error,own_error,message_angle,weight_angle,own_angle\n"
+ONE_SEED = COLUMNS + "1,0,2.5,1,90,1,89,91,60\n1,1,2,1,70,1,80,81,61\n1,4,0.5,0.6,10,11,30,41,150\n"
+LOG = ONE_SEED + "0,0,2.5,1,90,1,85,66,60\n0,1,2.2,1,80,1,75,76,61\n0,4,0.9,0.6,20,12,20,26,150\n"
 LINES = {"loss": [[0, 2.5], [1, 2.1], [3, 0.7]], "error": [[0, 90], [1, 75], [4, 15]]}
 
 
@@ -52,31 +51,28 @@ def test_a_column_of_ones_own_is_drawn_by_its_name_in_its_quantitys_panel(quanti
     assert lines["own"].get_ydata()[-1] == end
 
 
-@pytest.mark.parametrize(("when", "W", "angle"), [("start", 0, "91"), ("end", 1, "41")])
-def test_w_is_drawn_against_b_with_the_angle_of_the_seed_trained_first(when, W, angle):
+@pytest.mark.parametrize(("when", "W", "angle"), [("start", 0, "37°"), ("end", 1, "10°")])
+def test_w_is_drawn_against_b_with_their_angle(when, W, angle):
     panel = panels_of(write_run())[when]
     assert panel.collections[0].get_offsets().tolist() == [[3, W], [4, 2]]
     assert angle in panel.get_title()
 
 
 def test_a_run_stopped_in_its_first_seed_is_drawn_without_w_and_b():
-    assert panels_of(write_run(HEADER + FIRST, arrays=["start"])).keys() == {
-        "loss",
-        "error",
-        "angle",
-    }
+    path = write_run(ONE_SEED, arrays=["start"])
+    assert panels_of(path).keys() == {"loss", "error", "angle"}
 
 
 def test_unfinished_seeds_and_cut_lines_are_left_out_and_said(capsys):
-    log = plot_losses.read_log(write_run(HEADER + FIRST + "77,0,2.5,2.5,90,92,85,66,60\n88,1,0.25"))
+    log = plot_losses.read_log(write_run(ONE_SEED + "77,0,2.5,2.5,90,92,85,66,60\n88,1,0.25"))
     assert log["seed"].tolist() == [[1, 1, 1]]
     printed = capsys.readouterr().out
     assert "77" in printed and "88,1,0.25" in printed
 
 
 def test_large_seeds_are_told_apart():
-    lines = "".join(f"173290000000000000{line}\n" for line in (FIRST + SECOND).split())
-    assert plot_losses.read_log(write_run(HEADER + lines)).shape == (2, 3)
+    log = LOG.replace("\n1,", "\n1732900000000000001,").replace("\n0,", "\n1732900000000000002,")
+    assert plot_losses.read_log(write_run(log)).shape == (2, 3)
 
 
 @pytest.mark.parametrize(("old", "new"), [("fa_loss", "fa_norm"), ("2.2", "nan")])

@@ -11,9 +11,7 @@ from unittest.mock import Mock
 
 import numpy as np
 import pytest
-import torch
 from numpy.testing import assert_allclose
-from torch.testing import assert_close
 from torchvision.datasets import MNIST
 
 import plot_losses
@@ -61,8 +59,8 @@ def test_w_and_b_of_the_first_seed_are_saved_at_start_and_end(small):
     networks, *rest = prepare(small, 7)
     for when in "start", "end":
         arrays, readout = np.load(f"run/fa_readout_{when}.npz"), networks["fa"].readout
-        assert_close(torch.from_numpy(arrays["W"]), readout.weight.detach())
-        assert_close(torch.from_numpy(arrays["B"]), readout.feedback)
+        assert_allclose(arrays["W"], readout.weight.detach())
+        assert_allclose(arrays["B"], readout.feedback)
         list(script.train(networks, *rest))
 
 
@@ -115,7 +113,7 @@ def test_a_data_set_is_read_from_its_folder_and_normalised_by_its_training_pixel
     assert data.test_labels.tolist() == [i % 10 for i in range(len(name))]
     for images, labels in (data[2:4], data[4:]):
         expected = (labels[:, None].expand(-1, 784) - 4.5) / 8.25**0.5  # levels 0 to 9
-        assert_close(images, expected, rtol=1e-3, atol=1e-3)
+        assert_allclose(images, expected, rtol=1e-3, atol=1e-3)
 
 
 def test_patterns_stand_in_with_a_warning_where_nothing_is_on_disk_or_to_be_had(small, capsys):

@@ -75,8 +75,8 @@ def test_freeze_readout_trains_the_rest_alone_and_leaves_shallow_out(small):
 
 @pytest.mark.parametrize("units", [8, 1], ids=["other", "would broadcast"])
 def test_networks_of_different_shapes_are_refused(small, monkeypatch, units):
-    make, units_of = script.make_network, {FALinear: units, nn.Linear: 16}
-    uneven = lambda data, _, layer: make(data, units_of[layer], layer)
+    make = script.make_network
+    uneven = lambda data, _, layer: make(data, units if layer is FALinear else 16, layer)
     monkeypatch.setattr(script, "make_network", uneven)
     with pytest.raises((AssertionError, ValueError)):
         matched(small)
@@ -128,14 +128,14 @@ def test_random_patterns_can_be_learned(trained):
 
 
 def test_a_row_is_made_while_the_gradients_that_are_then_used_are_there(small, monkeypatch):
-    pairs, networks = [], matched(small)
-    weight = networks["fa"].readout.weight
-    see = lambda *_: pairs.append((weight.detach().clone(), weight.grad.clone())) or {}
+    networks, pairs = matched(small), []
+    weight, optimizer = networks["fa"].readout.weight, torch.optim.SGD(networks.parameters(), 0.1)
+    group = optimizer.param_groups[0]
+    see = lambda *_: pairs.append((weight.detach().clone(), group["lr"] * weight.grad)) or {}
     monkeypatch.setattr(script, "measure", see)
-    optimizer = torch.optim.SGD(networks.parameters(), lr=0.1)
     list(script.train(networks, optimizer, small, args_of("--log-every=1"), seed=3))
-    for (old, gradient), (new, _) in itertools.pairwise(pairs):
-        assert_close(new, old - 0.1 * gradient)
+    for (old, change), (new, _) in itertools.pairwise(pairs):
+        assert_close(new, old - change)
 
 
 def test_fa_with_feedback_tied_to_the_weights_is_bp(small):
