@@ -52,8 +52,10 @@ def test_all_rules_start_as_pytorch_draws_times_init_scale(small, monkeypatch, r
         add_layer(monkeypatch, lambda layer: layer(16, 16))
     torch.manual_seed(3)
     drawn = script.make_network(small, 16, FALinear).state_dict()  # W and b: those of nn.Linear
-    for name, tensor in matched(small, f"--init-scale={scale}")[rule].state_dict().items():
-        assert_close(tensor, drawn[name] * (1 if name.endswith("feedback") else scale))
+    network = matched(small, f"--init-scale={scale}")[rule]
+    scaled = dict(network.named_parameters())  # and not B, which is no parameter
+    for name, tensor in network.state_dict().items():
+        assert_close(tensor, scale * drawn[name] if name in scaled else drawn[name])
 
 
 def learning(network):
@@ -197,7 +199,7 @@ def test_sgd_has_the_options_given_and_nesterovs_momentum(momentum):
 
 @RULES
 def test_a_test_error_is_the_percentage_of_misclassified_test_images(small, trained, rule):
-    outputs = trained[0][rule](small.test_images)
+    outputs = trained[0][rule].eval()(small.test_images)
     pairs = zip(outputs, small.test_labels, strict=True)
     wrong = sum(int(y.argmax()) != label for y, label in pairs)
     assert trained[1][-1][f"{rule}_error"] == pytest.approx(int(wrong))  # of 100
@@ -212,7 +214,7 @@ def test_angles_are_of_messages_that_are_not_0_and_of_matrices(small, monkeypatc
     readout = networks["fa"].readout
     W, B = readout.weight.detach(), readout.feedback
     readout.bias.data[0] += bias  # 1000: certain of class 0, and sometimes right
-    y = networks["fa"](small.test_images)
+    y = networks["fa"].eval()(small.test_images)
     e = (y if loss == "squares" else y.softmax(dim=1)) - torch.eye(10)[small.test_labels]
     messages = script.angle(e @ B, e @ W)[e.any(dim=1)].mean().item()
     matrices = script.angle(B.flatten(), W.flatten()).item()
