@@ -27,5 +27,4 @@ def small():
 
 @pytest.fixture(scope="session")
 def mnist():
-    """MNIST itself, for the tests that need it."""
     return script.load_data("mnist", os.environ.get("MNIST_DIR") or pytest.skip("no MNIST_DIR"))

@@ -107,10 +107,10 @@ def test_each_network_is_trained_and_its_loss_is_logged_as_if_it_was_alone(small
     network, losses = matched(small)[rule], []
     optimizer = sgd(network)
     batches = script.minibatches(small, args_of(), seed=3)
-    for optimizer.param_groups[0]["lr"] in [*rates, 0]:  # a last mini-batch is not trained on
-        batch = next(batches)
+    for batch, rate in zip(batches, [*rates, 0]):  # a last mini-batch is not trained on
         loss = script.loss_function(network(small.train_images[batch]), small.train_labels[batch])
         losses.append(loss.item())
+        optimizer.param_groups[0]["lr"] = rate
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -142,8 +142,9 @@ def test_a_row_is_made_while_the_gradients_that_are_then_used_are_there(small, m
 
 def test_fa_with_feedback_tied_to_the_weights_is_bp(small):
     networks = matched(small)
-    readout = networks["fa"].readout
-    readout.feedback = readout.weight.detach()  # the same numbers in memory
+    for layer in networks["fa"].modules():
+        if isinstance(layer, FALinear):
+            layer.feedback = layer.weight.detach()  # the same numbers in memory
     train(networks, small)
     assert all(map(torch.equal, networks["fa"].parameters(), networks["bp"].parameters()))
 
@@ -200,8 +201,7 @@ def test_sgd_has_the_options_given_and_nesterovs_momentum(momentum):
 @RULES
 def test_a_test_error_is_the_percentage_of_misclassified_test_images(small, trained, rule):
     outputs = trained[0][rule].eval()(small.test_images)
-    pairs = zip(outputs, small.test_labels, strict=True)
-    wrong = sum(int(y.argmax()) != label for y, label in pairs)
+    wrong = sum(int(y.argmax()) != label for y, label in zip(outputs, small.test_labels))
     assert trained[1][-1][f"{rule}_error"] == pytest.approx(int(wrong))  # of 100
 
 
