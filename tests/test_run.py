@@ -144,3 +144,9 @@ def test_without_the_data_asked_for_or_with_a_part_no_run_is_left(there):
     with pytest.raises((RuntimeError, AssertionError, ValueError)):
         script.main([*SHORT, "--dataset", "mnist" if there == "nothing" else "auto"])
     assert not Path("run").exists()
+
+
+def test_the_random_patterns_are_the_same_everywhere(small):
+    assert small.train_labels[:6].tolist() == [3, 3, 6, 2, 9, 6]
+    assert small.train_images[0, :3].tolist() == pytest.approx([-2.93531, -2.82850, -2.33057], 1e-3)
+    assert small.test_images[-1, -2:].tolist() == pytest.approx([-0.54926, -0.58511], 1e-3)
