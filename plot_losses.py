@@ -115,7 +115,8 @@ def draw_entries(panel, arrays, when):
     """Draw W against B, entry by entry."""
     W, B = arrays["W"], arrays["B"]
     panel.scatter(B, W, s=2000 / B.size, color="#009E73")
-    angle = np.degrees(np.arccos((W * B).sum() / np.linalg.norm(W) / np.linalg.norm(B)))
+    cosine = (W * B).sum() / np.linalg.norm(W) / np.linalg.norm(B)
+    angle = np.degrees(np.arccos(np.clip(cosine, -1, 1)))  # rounding may leave -1 to 1
     panel.set_title(f"W against B, {when}: {angle:.0f}°", fontsize="medium")
     panel.set_xlabel("entry of B")
     panel.set_box_aspect(1)

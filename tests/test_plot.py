@@ -58,6 +58,14 @@ def test_w_is_drawn_against_b_with_their_angle(when, W, angle):
     assert angle in panel.get_title()
 
 
+def test_w_that_is_b_is_at_0_degrees_whatever_rounding_does():
+    for seed in range(20):
+        W = np.random.default_rng(seed).standard_normal((10, 20)).astype(np.float32)
+        panel = plot_losses.Figure().subplots()
+        plot_losses.draw_entries(panel, {"W": W, "B": W}, "start")
+        assert panel.get_title().endswith(": 0°")
+
+
 def test_a_run_stopped_in_its_first_seed_is_drawn_without_w_and_b():
     path = write_run(ONE_SEED, arrays=["start"])
     assert panels_of(path).keys() == {"loss", "error", "angle"}
