@@ -97,8 +97,9 @@ def account_of_W(data, seed):
     below, readout = split(networks["fa"])
     below_at_start = copy.deepcopy(below)
     start = readout.weight.detach().clone()
-    zeros = torch.zeros(3, *start.shape)
-    parts = nn.ParameterDict({"start": start, "from h0": zeros[0], "copied": zeros[1]})
+    parts = nn.ParameterDict(
+        {"start": start, "from h0": torch.zeros_like(start), "copied": torch.zeros_like(start)}
+    )
     # What SGD makes of a sum of gradients is the sum of what it makes of each: momentum and weight
     # decay are linear. So the parts, trained with the same settings, add up to W.
     optimizer = script.make_optimizer(parts, args)
@@ -107,7 +108,7 @@ def account_of_W(data, seed):
         if step < last:
             h, h0 = below(images).detach(), below_at_start(images).detach()
             e = error(readout(h).detach(), labels)
-            parts["start"].grad = zeros[2]
+            parts["start"].grad = torch.zeros_like(start)  # nothing but weight decay
             parts["from h0"].grad = e.T @ h0
             parts["copied"].grad = e.T @ (h - h0)
             optimizer.step()
@@ -379,7 +380,7 @@ class RandomLabels:
 
 def set_up(data, seed, *options):
     """Return FA's and BP's matched networks, as the script makes them, and its arguments."""
-    args = script.make_parser().parse_args(["--log-every=125", *options])
+    args = script.make_parser().parse_args(options)
     networks = script.matched_networks(data, args, seed)
     return nn.ModuleDict({rule: networks[rule] for rule in ("fa", "bp")}), args
 
