@@ -86,6 +86,23 @@ def test_the_reports_tables_of_runs_are_those_of_the_files():
     assert table_of_the_original() in REPORT
 
 
+def test_what_the_report_counts_is_what_the_file_has(ablated):
+    errors = {}
+    for line in ablated:
+        if line["table"] == "use, by start" and line["column"] == "FA":
+            errors.setdefault(line["row"], []).append(float(line["value"]))
+    groups = [
+        errors[f"{start}: {growth}"]
+        for start in ("usual", "half")
+        for growth in ("some error grows", "no error grows")
+    ]
+    counts = [(len(group), sum(error > 15 for error in group)) for group in groups]
+    assert counts == [(9, 5), (41, 1), (2, 0), (48, 0)]
+    text = " ".join(REPORT.split())
+    assert "grows in 9 of the 50 seeds, and 5 of these end above 15 %. Of the other 41 one" in text
+    assert "grows in 2 seeds, slowly, and none ends above 15 %" in text
+
+
 @pytest.mark.parametrize("run", RUNS)
 def test_a_run_is_there_whole_made_by_the_command_that_the_report_says(run):
     (arguments,) = re.findall(rf"^{run}\|`(.*)`$", REPORT, re.MULTILINE)
