@@ -214,16 +214,12 @@ def test_sign_symmetry_trains_beside_the_others(small, monkeypatch):
     assert last["sign_loss"] < first["sign_loss"]
 
 
-def test_the_twin_has_the_layers_outputs_and_bps_messages():
-    scope = execute(blocks(README)[3] + blocks(README)[4], nn=nn, FALinear=FALinear)
-    h = torch.randn(3, 64, requires_grad=True)
-    torch.testing.assert_close(scope["twin"](h), scope["layer"](h))
-    (message,) = torch.autograd.grad(scope["twin"](h).sum(), h)
-    torch.testing.assert_close(message, torch.ones(3, 10) @ scope["layer"].weight)
+def test_the_network_of_ones_own_works():
+    scope = execute(blocks(README)[3], nn=nn, FALinear=FALinear)
     assert scope["network"](torch.randn(3, 784)).shape == (3, 10)
 
 
-# The report's recipes: a B of one's own, the angle of a middle layer, a convolution
+# The report's recipes: a B of one's own, a twin, the angle of a middle layer, a convolution
 
 
 def test_a_B_of_ones_own():
@@ -233,10 +229,19 @@ def test_a_B_of_ones_own():
     assert torch.equal(layer.feedback, my_B)
 
 
+def test_the_twin_has_the_layers_outputs_and_bps_messages():
+    layer = FALinear(20, 10)
+    twin = execute(blocks(REPORT)[1], nn=nn, layer=layer)["twin"]
+    h = torch.randn(3, 20, requires_grad=True)
+    torch.testing.assert_close(twin(h), layer(h))
+    (message,) = torch.autograd.grad(twin(h).sum(), h)
+    torch.testing.assert_close(message, torch.ones(3, 10) @ layer.weight)
+
+
 def test_the_angle_of_a_middle_layer(capsys):
     layer = FALinear(6, 3)
     layer.feedback = -layer.weight.detach()
-    execute(blocks(REPORT)[1], layer=layer)
+    execute(blocks(REPORT)[2], layer=layer)
     layer(torch.randn(4, 6, requires_grad=True)).square().sum().backward()
     assert capsys.readouterr().out == "180\n"
 
@@ -244,7 +249,7 @@ def test_the_angle_of_a_middle_layer(capsys):
 def test_a_convolution():
     images = torch.randn(7, 2, 8, 8, requires_grad=True)
     sizes = {"in_channels": 2, "out_channels": 3, "height": 4, "width": 4}
-    scope = execute(blocks(REPORT)[2], FALinear=FALinear, F=F, images=images, **sizes)
+    scope = execute(blocks(REPORT)[3], FALinear=FALinear, F=F, images=images, **sizes)
     layer, error = scope["layer"], torch.randn(7, 3, 4, 4)
     kernel, feedback = (t.unflatten(1, (2, 5, 5)) for t in (layer.weight, layer.feedback))
     expected = F.conv2d(images, kernel, layer.bias)
