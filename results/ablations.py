@@ -29,8 +29,8 @@ import train_fa_vs_bp_linear_model as script
 from fa_linear import FALinear
 
 RESULTS = Path(__file__).parent
-# What takes the mechanism apart starts from weights half as large (B is not). The less is left of W's
-# start, the fewer errors grow; and so the errors stay longer what they were.
+# What takes the mechanism apart starts from weights half as large (B is not): then less of its start
+# is left in W, fewer errors grow, and errors stay longer what they were.
 HALF_START = "--init-scale=0.5"
 DOSES = -2, -1, -0.5, 0, 0.5, 1, 2
 ACCOUNT_STEPS = 0, 1, 2, 4, 8, 16, 24, 32, 48, 64, 80, 96, 128, 192, 256, 512, 1024
@@ -174,7 +174,7 @@ def take_away(data, seed, *options):
         ("learning of W and b", "FA BP", None, "--freeze-readout"),
         ("learning of W", "FA BP", freeze_W),
         ("copying", "FA BP", cut_copying),
-        ("a start at 90°: W starts as −B", "FA", start_W_as_minus_B),
+        ("the start: W starts as −B", "FA", start_W_as_minus_B),
         ("the hidden layer: softmax regression", "BP", drop_hidden),
     ):
         networks, args = set_up(data, seed, *options, *more)
@@ -623,7 +623,6 @@ def summary(lines):
         ("everything, as always", "9,375", taken, "nothing"),
         ("the readout alone (shallow)", "9,375", taken, "learning of the hidden layer"),
         ("the hidden layer alone", "9,375", taken, "learning of W and b"),
-        ("everything, B drawn anew at each step", "9,375", "B redrawn", "1"),
     ):
         cells = [
             cell(values_of(lines, table, row, column), 1) for column in ("W and B", "FA", "BP")
@@ -663,10 +662,9 @@ def draw_turn(panel, lines):
         style = {"label": label, "color": color, "linewidth": 3}
         draw_band(panel, lines, "dose", dose, "measured", style)
         steps, mean, _ = series(lines, "dose", dose, "predicted")
-        early = [step for step in steps if step <= 64]  # later, errors are not as at the start
-        panel.plot(early, mean[: len(early)], color="black", linestyle="--")
+        panel.plot(steps, mean, color="black", linestyle="--")
     panel.plot([], [], color="black", linestyle="--", label="computed before training")
-    panel.set_title("Angle between W and B (degrees)")
+    panel.set_title("Angle between W and B (degrees), from half the start")
     panel.set_xlabel("step")
 
 

@@ -98,9 +98,13 @@ def test_what_the_report_counts_is_what_the_file_has(ablated):
     ]
     counts = [(len(group), sum(error > 15 for error in group)) for group in groups]
     assert counts == [(9, 5), (41, 1), (2, 0), (48, 0)]
-    text = " ".join(REPORT.split())
-    assert "grows in 9 of the 50 seeds, and 5 of these end above 15 %. Of the other 41 one" in text
-    assert "grows in 2 seeds, slowly, and none ends above 15 %" in text
+    readme, text = " ".join(README.split()), " ".join(REPORT.split())
+    assert (
+        "negative in 9 of the 50 seeds, and 5 of these end above 15 %; of the other 41 one" in text
+    )
+    assert "From half the start it is negative in 2, and none ends above 15 %" in text
+    assert "Of 50 seeds, 9 come" in readme
+    assert "5 of these end above 15 %. Of the other 41, only one does" in readme
 
 
 @pytest.mark.parametrize("run", RUNS)
