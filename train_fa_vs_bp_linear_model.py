@@ -33,7 +33,7 @@ from torchvision.datasets import KMNIST, MNIST, FashionMNIST
 from fa_linear import FALinear
 
 # The class of the readout decides what it sends down, and so how the hidden layer learns. (A class
-# whose `forward` changes the layer does so only if self.training, as `measure` calls it, too.)
+# that learns in its `forward` should do so only if self.training: `measure` calls it, too.)
 RULES = {"fa": FALinear, "bp": nn.Linear, "shallow": nn.Linear}
 
 # Takes outputs and labels, and returns the mean over the examples. e is its gradient.
