@@ -72,8 +72,8 @@ class FALinear(nn.Linear):
         network = nn.Sequential(nn.Linear(784, 20), FALinear(20, 10))
 
     Limits:
-        - B^T e is no derivative. A second derivative is a RuntimeError by `backward`; by other ways,
-          such as torch.autograd.functional.hessian, it is wrong without an error.
+        - B^T e is no derivative. To differentiate again by `backward` raises a RuntimeError; other
+          ways, such as torch.autograd.functional.hessian, are silently wrong.
         - Code that uses the weight without calling the layer silently trains by BP: programs made by
           torch.export, nn.MultiheadAttention. And torch.compile around a torch.func transform gives
           wrong gradients unless torch.compiler.allow_in_graph(FALinearFunction) was called.

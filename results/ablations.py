@@ -664,7 +664,7 @@ def draw_turn(panel, lines):
         steps, mean, _ = series(lines, "dose", dose, "predicted")
         panel.plot(steps, mean, color="black", linestyle="--")
     panel.plot([], [], color="black", linestyle="--", label="computed before training")
-    panel.set_title("Angle between W and B (degrees), from half the start")
+    panel.set_title("Angle between W and B (degrees), half-size start")
     panel.set_xlabel("step")
 
 

@@ -103,7 +103,7 @@ def test_what_the_report_counts_is_what_the_file_has(ablated):
         "negative in 9 of the 50 seeds, and 5 of these end above 15 %; of the other 41 one" in text
     )
     assert "From half the start it is negative in 2, and none ends above 15 %" in text
-    assert "Of 50 seeds, 9 come" in readme
+    assert "Of 50 seeds, 9 leave" in readme
     assert "5 of these end above 15 %. Of the other 41, only one does" in readme
 
 
