@@ -86,20 +86,37 @@ def test_a_layer_that_learns_alone_changes_alone(data, layer):
     assert changed == {f"{layer}.weight", f"{layer}.bias"}
 
 
-@pytest.mark.parametrize(("least", "growth"), [(-0.1, "some error grows"), (0.1, "no error grows")])
-def test_both_starts_are_used_and_seeds_told_apart_by_their_least_eigenvalue(
-    data, monkeypatch, least, growth
-):
-    sizes = []
+@pytest.fixture
+def phases(data, monkeypatch):
+    """Record the phases in place of running them: layer, steps, size of W (usually 1)."""
+    usual = fa_and_args(data)[0].readout.weight.norm()
+    phases = []
 
-    def learn_alone(layer, networks, *_):
-        sizes.append(networks["fa"].readout.weight.norm().item())
+    def learn_alone(layer, networks, data, args, seed, steps):
+        size = networks["fa"].readout.weight.norm() / usual
+        phases.append((layer, steps, round(size.item(), 3)))
 
     monkeypatch.setattr(ablations, "learn_alone", learn_alone)
+    return phases
+
+
+def test_the_hidden_layer_writes_the_readout_copies_the_hidden_layer_uses(data, phases):
+    ablations.write_copy_use(data, 0)
+    copy_and_use = [("readout", 2000, 0.5), ("hidden", 1875, 0.5)]
+    another_B = copy_and_use[-1]
+    assert phases == [("hidden", 64, 0.5), *copy_and_use, another_B, *copy_and_use]
+
+
+@pytest.mark.parametrize(("least", "growth"), [(-0.1, "some error grows"), (0.1, "no error grows")])
+def test_both_starts_are_used_and_seeds_told_apart(data, phases, monkeypatch, least, growth):
     monkeypatch.setattr(ablations, "least_eigenvalue", lambda _readout: least)
     rows = ablations.use_by_start(data, 0)
     assert list(rows) == [f"usual: {growth}", f"half: {growth}"]
-    assert sizes == pytest.approx([sizes[0]] * 3 + [sizes[0] / 2] * 3)
+    assert phases == [
+        (layer, steps, size)
+        for size in (1, 0.5)
+        for layer, steps in (("hidden", 64), ("readout", 2000), ("hidden", 1875))
+    ]
 
 
 @pytest.mark.parametrize(
@@ -263,6 +280,7 @@ def test_the_dose_orders_the_angles_as_was_predicted(mnist):
         angles = [rows[f"{dose:g}"][f"{what} 48"] for dose in ablations.DOSES]
         assert angles == sorted(angles, reverse=True)
         assert angles[0] - angles[-1] > 10
+    assert rows["1"]["measured 48"] + 1 < rows["1, usual start"]["measured 48"]
 
 
 def test_at_step_64_messages_have_raised_the_loss_and_bps_lowered_it(mnist):
