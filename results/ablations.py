@@ -248,11 +248,12 @@ def probe(data, seed):
     networks, _ = set_up(data, seed)
     hidden = networks["fa"].hidden
     mixing = torch.randn(hidden.out_features, len(data.train_images), generator=generator)
-    components = torch.linalg.eigh(data.train_images.T.cov()).eigenvectors[:, -mixing.shape[0] :]
+    mixtures = mixing @ data.train_images / len(data.train_images)
+    components = torch.linalg.eigh(data.train_images.T.cov()).eigenvectors[:, -len(mixing) :]
     rows = {
         "as drawn: random mixtures of pixels": hidden,
-        "random mixtures of images": linear(mixing @ data.train_images / len(data.train_images)),
-        "principal components": linear(components.T),
+        "random mixtures of images": lambda images: images @ mixtures.T,
+        "principal components": lambda images: images @ components,
         "FA, B drawn anew at each step": taught(data, seed, redraw=True),
         "FA, W frozen, random labels": taught(data, seed, frozen, labels=RandomLabels(data)),
         "FA, W frozen, targets without labels": taught(data, seed, frozen, labels=targets),
@@ -522,12 +523,6 @@ def changes_by_layer(old, new, labels):
         "hidden layer": (hidden_first - start + end - readout_first) / 2,
         "readout": (readout_first - start + end - hidden_first) / 2,
     }
-
-
-def linear(weight):
-    layer = nn.Linear(weight.shape[1], weight.shape[0])
-    layer.weight.data = weight
-    return layer
 
 
 def taught(data, seed, *options, labels=None, redraw=False):

@@ -212,8 +212,8 @@ def test_the_prediction_is_exact_if_errors_stay_what_they_are(data, monkeypatch)
 
 
 def test_the_probe_finds_the_best_readout(data):
-    layer = ablations.linear(torch.eye(784)[:, torch.randperm(784)[:15]].T.contiguous())
-    assert 20 < ablations.probe_error(layer, data) < 90
+    pixels = torch.randperm(784)[:15]
+    assert 20 < ablations.probe_error(lambda images: images[:, pixels], data) < 90
 
 
 @pytest.mark.parametrize("sign", [1, -1])
@@ -234,9 +234,6 @@ def test_a_table_has_means_and_sample_deviations():
         for seed, value in enumerate(["20.0", "22.0"])
     ]
     assert ablations.markdown("B redrawn", lines) == "B redrawn|FA\n---|---\n1|21.0±1.4"
-
-
-def test_a_table_has_one_value_without_a_deviation_and_none_as_nothing():
     assert [ablations.cell(values, 1) for values in ([], [2.0])] == ["", "2.0"]
 
 
