@@ -32,6 +32,7 @@ RESULTS = Path(__file__).parent
 # What takes the mechanism apart starts from weights half as large (B is not): then less of its start
 # is left in W, fewer errors grow, and errors stay longer what they were.
 HALF_START = "--init-scale=0.5"
+WRITE, COPY, USE = 64, 2000, 1875  # steps
 DOSES = -2, -1, -0.5, 0, 0.5, 1, 2
 ACCOUNT_STEPS = 0, 1, 2, 4, 8, 16, 24, 32, 48, 64, 80, 96, 128, 192, 256, 512, 1024
 
@@ -62,20 +63,20 @@ def make_tables():
 def write_copy_use(data, seed):
     """Let one layer learn at a time: the hidden layer writes, W copies, the hidden layer uses W."""
     rows = {}
-    for prefix, writing in ("", 64), ("nothing written, ", 0):
+    for prefix, writing in ("", WRITE), ("nothing written, ", 0):
         networks, args = set_up(data, seed, HALF_START)
         rows["start"] = state(networks, data)
         if writing:
             learn_alone("hidden", networks, data, args, seed, writing)
             rows["write"] = state(networks, data)
-        learn_alone("readout", networks, data, args, seed, 2000)
+        learn_alone("readout", networks, data, args, seed, COPY)
         rows[f"{prefix}copy"] = state(networks, data)
         another = copy.deepcopy(networks)
-        learn_alone("hidden", networks, data, args, seed, 1875)
+        learn_alone("hidden", networks, data, args, seed, USE)
         rows[f"{prefix}use"] = state(networks, data)
         if writing:
             redraw(another["fa"].readout)
-            learn_alone("hidden", another, data, args, seed, 1875)
+            learn_alone("hidden", another, data, args, seed, USE)
             rows["use of another B"] = state(another, data)
     return rows
 
@@ -85,7 +86,7 @@ def use_by_start(data, seed):
     rows = {}
     for start, *options in ("usual",), ("half", HALF_START):
         networks, args = set_up(data, seed, *options)
-        for layer, steps in ("hidden", 64), ("readout", 2000), ("hidden", 1875):
+        for layer, steps in ("hidden", WRITE), ("readout", COPY), ("hidden", USE):
             learn_alone(layer, networks, data, args, seed, steps)
         columns = state(networks, data)
         growth = "some error grows" if columns["least eigenvalue"] < 0 else "no error grows"

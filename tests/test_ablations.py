@@ -194,7 +194,7 @@ def test_both_parts_of_the_loss_add_up_to_its_change(data):
     assert total == pytest.approx(losses[48] - losses[0], abs=1e-3)
 
 
-def test_the_prediction_is_exact_if_errors_stay_what_they_are(data, monkeypatch):
+def test_the_prediction_is_exact_if_errors_stay_what_they_are(data):
     """Full-batch training of both layers on a loss whose gradient is constant: e of the start."""
     network, _, args = fa_and_args(data, "--weight-decay=0", "--lr=0.01")
     y = network(data.train_images).detach()
