@@ -7,10 +7,8 @@ the layers below:
     backpropagation (BP):     W^T e, which is dL/dh
     feedback alignment (FA):  B^T e, in place of dL/dh; B is random, and never changes
 
-FA works because W turns toward B. Let h = V u, and let the same u come twice, with the same error; r
-is the learning rate. The first time, the message m = B^T e changes V by -r m u^T. So the second time,
-h has changed by -r |u|^2 m. And W changes by -r e h^T: for that part of h, by +r^2 |u|^2 e m^T. This
-points toward B: the sum of all e_i m_j B_ij is the sum of all m_j^2, as e_i B_ij add up to m_j.
+It works because the layers below learn from the messages, and so write B's rows into h; W, which
+learns from h, copies them, and turns toward B. README.md shows it, and why.
 
 Source: T. P. Lillicrap, D. Cownden, D. B. Tweed, C. J. Akerman, "Random synaptic feedback weights
 support error backpropagation for deep learning", Nature Communications 7:13276 (2016).
@@ -52,13 +50,15 @@ class FALinearFunction(torch.autograd.Function):
         input, feedback = ctx.saved_tensors
         # Under torch.autocast the error has a lower precision than what was saved.
         input, feedback = input.to(grad_output.dtype), feedback.to(grad_output.dtype)
-        grad_input = grad_output @ feedback  # <-- FA. BP: grad_output @ weight
-        # The rest is BP's: e h^T and e, summed over the examples. (PyTorch drops what it does not need,
-        # but without a bias its gradient must be None.)
+        grad_input = grad_weight = grad_bias = None
+        if ctx.needs_input_grad[0]:
+            grad_input = grad_output @ feedback  # <-- FA. BP: grad_output @ weight
+        # The rest is BP's: e h^T and e, summed over the examples.
         e = grad_output.reshape(-1, grad_output.shape[-1])
-        h = input.reshape(-1, input.shape[-1])
-        grad_weight = e.T @ h
-        grad_bias = e.sum(0) if ctx.needs_input_grad[2] else None
+        if ctx.needs_input_grad[1]:
+            grad_weight = e.T @ input.reshape(-1, input.shape[-1])
+        if ctx.needs_input_grad[2]:
+            grad_bias = e.sum(0)
         return grad_input, grad_weight, grad_bias, None  # B never learns
 
 
@@ -72,13 +72,13 @@ class FALinear(nn.Linear):
         network = nn.Sequential(nn.Linear(784, 20), FALinear(20, 10))
 
     Limits:
-        - B^T e is no derivative. To differentiate again by `backward` raises a RuntimeError; other
-          ways, such as torch.autograd.functional.hessian, are silently wrong.
+        - Gradients below the layer are messages. For saliency or attacks, use a twin: an nn.Linear
+          that shares this layer's weight and bias.
+        - B^T e is no derivative, so nothing can be differentiated twice through the layer: some ways
+          raise a RuntimeError, others (a gradient penalty, hessian) are silently wrong.
         - Code that uses the weight without calling the layer silently trains by BP: programs made by
           torch.export, nn.MultiheadAttention. And torch.compile around a torch.func transform gives
           wrong gradients unless torch.compiler.allow_in_graph(FALinearFunction) was called.
-        - Gradients below the layer are messages. For saliency or attacks, use a twin: an nn.Linear
-          that loads this layer's state_dict with strict=False.
     """
 
     def reset_parameters(self) -> None:
@@ -90,4 +90,5 @@ class FALinear(nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:
         """Return input W^T + b: (..., in_features) -> (..., out_features)."""
-        return FALinearFunction.apply(input, self.weight, self.bias, self.feedback)
+        # Detached: a B that a rule of yours computes from W is a constant to the backward pass.
+        return FALinearFunction.apply(input, self.weight, self.bias, self.feedback.detach())

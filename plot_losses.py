@@ -1,7 +1,7 @@
 """Plot what a run of train_fa_vs_bp_linear_model.py logged.
 
 Lines are means over the seeds, bands one sample standard deviation. Below, a dot for each connection
-from a hidden unit to an output: its weight in FA's W against that in B, for the first seed.
+from a hidden unit to an output: its weight in W against that in B.
 """
 
 import argparse
@@ -20,25 +20,43 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator
 
+# What is drawn, by how a column's name ends after the rule's: the panel and, where a rule has several
+# curves in it, what the legend says of each, and its line. The first ending that fits counts.
+ENDINGS = {
+    "_loss": ("loss", None, None),
+    "_error": ("error", None, None),
+    "_message_angle": ("angle", "messages Bᵀe and Wᵀe", "-"),
+    "_weight_angle": ("angle", "matrices B and W", "--"),
+    "_angle": ("angle", None, None),
+}
+# The panels' labels and scales.
+PANELS = {
+    "loss": ("training loss", "log"),
+    "error": ("test error (%)", "log"),
+    "angle": ("angle at the readout (degrees)", "linear"),
+}
 # Colours for colour-blind readers, too (Okabe and Ito 2008). Wide lines may lie under others.
 RULE_STYLES = {
     "fa": {"label": "FA (feedback alignment)", "color": "#56B4E9", "linewidth": 4},
     "bp": {"label": "BP (backpropagation)", "color": "#D55E00", "linestyle": "--"},
     "shallow": {"label": "shallow (only the readout learns)", "color": "black", "linestyle": ":"},
 }
-ANGLE_STYLES = {
-    "message": {"label": "messages: Bᵀe and Wᵀe", "color": "#CC79A7", "linewidth": 4},
-    "weight": {"label": "matrices: B and W", "color": "#009E73", "linestyle": "--"},
-}
+OTHER_COLORS = ["#009E73", "#CC79A7", "#E69F00", "#0072B2"]
 
 
 def read_log(path):
-    """Return the log as a structured array, (seeds, rows); say what of a stopped run is left out."""
+    """Return the log's rows, a structured array (rows,); say what of a stopped run is left out."""
     text, _, cut_line = path.read_text(encoding="utf-8").rpartition("\n")
     if cut_line:
         print(f"left out, as it is cut: {cut_line}")
     lines = text.splitlines()
-    rows = np.genfromtxt(lines, delimiter=",", names=True, dtype=None, deletechars="", ndmin=1)
+    if len(lines) < 2:
+        sys.exit(f"{path} has no rows")
+    return np.genfromtxt(lines, delimiter=",", names=True, dtype=None, deletechars="", ndmin=1)
+
+
+def by_seed(rows):
+    """Return the rows as (seeds, rows of each); leave out seeds that have fewer, and say so."""
     counts = Counter(rows["seed"].tolist())
     longest = max(counts.values())
     for seed in counts:
@@ -47,107 +65,148 @@ def read_log(path):
     return np.stack([rows[rows["seed"] == seed] for seed in counts if counts[seed] == longest])
 
 
-def plot(log, config, folder):
-    """Return the figure; with W against B, if the folder has them."""
-    mosaic = [["loss", "loss", "error", "error"], ["angle", "angle", "start", "end"]]
-    readouts = [folder / f"fa_readout_{when}.npz" for when in ("start", "end")]
-    if not all(path.exists() for path in readouts):  # the run was stopped in its first seed
-        mosaic, readouts = [["loss", "error"], ["angle", "."]], []
-    figure = Figure(figsize=(10, 7.5), layout="constrained")  # no pyplot: nothing global
-    seeds = f"{len(log)} seeds: mean ± standard deviation" if len(log) > 1 else "one seed"
-    figure.suptitle(f"{config['title']}; {seeds}", parse_math=False, wrap=True)
+def curves_of(log):
+    """Return [(column, panel, style)] of what is drawn; say what is not, or not everywhere."""
+    curves, colors = [], {}
+    for column in log.dtype.names[2:]:  # not seed and step
+        ending = next((ending for ending in ENDINGS if column.endswith(ending)), None)
+        if ending is None:
+            print(f"no panel for {column}")
+            continue
+        if not np.isfinite(log[column]).all():
+            print(f"{column} is not finite in places, and not drawn there")
+        panel, more, linestyle = ENDINGS[ending]
+        rule = column.removesuffix(ending)
+        style = RULE_STYLES.get(rule)
+        if style is None:
+            color = colors.setdefault(rule, OTHER_COLORS[len(colors) % len(OTHER_COLORS)])
+            style = {"label": rule, "color": color}
+        if more:
+            style = {"label": f"{rule}: {more}", "color": style["color"], "linestyle": linestyle}
+        curves.append((column, panel, style))
+    return curves
+
+
+def plot(rows, config, folder):
+    """Return the figure; with W against B, if the folder has them for a seed that is drawn."""
+    log = by_seed(rows)
+    curves = curves_of(log)
+    names = [name for name in PANELS if name in [panel for _, panel, _ in curves]]
+    first = rows["seed"][0]  # whose W and B are saved
+    readouts = saved_readouts(folder, log) if first in log["seed"] else []
+    cells = [name for name in names for _half in range(2)] + ["start", "end"] * bool(readouts)
+    cells += ["."] * (-len(cells) % 4)
+    mosaic = np.reshape(cells, (-1, 4)).tolist()
+    figure = Figure(
+        figsize=(10, 3.75 * len(mosaic)), layout="constrained"
+    )  # no pyplot: nothing global
+    figure.suptitle(f"{config['title']}; {seeds_text(rows, log)}", parse_math=False, wrap=True)
     panels = figure.subplot_mosaic(mosaic)
-    steps = log["step"][0]
-    # A row's loss is a mean over the steps since the row before, and is drawn in their middle.
-    middles = (np.append(0, steps[:-1] + 1) + steps) / 2
-    draw(panels["loss"], log, "loss", RULE_STYLES, middles)
-    draw(panels["error"], log, "error", RULE_STYLES, steps)
-    draw(panels["angle"], log, "angle", ANGLE_STYLES, steps)
-    panels["angle"].axhline(90, color="black", linewidth=1, label="unrelated")
-    finish(panels, steps, config["steps_in_epoch"])
+    for name in names:
+        draw(panels[name], name, log, [curve for curve in curves if curve[1] == name])
+        panels[name].set_xlabel(f"step (an epoch has {config['steps_in_epoch']})")
     for path in readouts:
-        when = path.stem.removeprefix("fa_readout_")
-        draw_entries(panels[when], np.load(path), when)
+        rule, when = path.stem.split("_readout_")
+        draw_entries(panels[when], np.load(path), f"W against B, {rule}, seed {first}\n{when}")
     if readouts:
         panels["end"].sharey(panels["start"])
         panels["start"].set_ylabel("same entry of W")
     return figure
 
 
-def draw(panel, log, quantity, styles, steps):
-    """Draw each column NAME_QUANTITY; names without a style in the colours of the cycle."""
+def seeds_text(rows, log):
+    """Say how many seeds are drawn, and of how many."""
+    drawn, total = len(log), len(np.unique(rows["seed"]))
+    text = f"{total} seeds" if total > 1 else "1 seed"
+    text = f"{drawn} of {text}" if drawn < total else text
+    return f"{text}: mean ± standard deviation" if drawn > 1 else text
+
+
+def saved_readouts(folder, log):
+    """Return the paths of W and B at start and end, of the first rule that has both."""
     for column in log.dtype.names:
-        name, _, ending = column.rpartition("_")
-        if ending == quantity:
+        rule = column.removesuffix("_loss")
+        paths = [folder / f"{rule}_readout_{when}.npz" for when in ("start", "end")]
+        if all(path.exists() for path in paths):
+            return paths
+    return []  # no rule has a B, or the run was stopped in its first seed
+
+
+def draw(panel, name, log, curves):
+    """Draw the curves of a panel; give it its scales, labels and legend."""
+    steps = places = log["step"][0]
+    if name == "loss":  # a mean over the steps since the row before is drawn in their middle
+        places = (np.append(0, steps[:-1] + 1) + steps) / 2
+    for column, _, style in curves:
+        with np.errstate(all="ignore"):  # what is not finite was said
             mean = log[column].mean(axis=0)
-            (line,) = panel.plot(steps, mean, **styles.get(name, {"label": name}))
-            if len(log) > 1:
-                spread = log[column].std(axis=0, ddof=1)
-                color = line.get_color()
-                panel.fill_between(
-                    steps, mean - spread, mean + spread, color=color, alpha=0.3, lw=0
-                )
+            spread = log[column].std(axis=0, ddof=1) if len(log) > 1 else 0 * mean
+        panel.plot(places, mean, **style)
+        panel.fill_between(
+            places, mean - spread, mean + spread, color=style["color"], alpha=0.3, lw=0
+        )
+    label, scale = PANELS[name]
+    panel.set_ylabel(label)
+    values = np.concatenate([log[column].ravel() for column, *_ in curves])
+    if scale == "log" and (values[np.isfinite(values)] > 0).all():
+        set_log_scale(panel)
+    if name == "angle":
+        panel.axhline(90, color="black", linewidth=1, label="unrelated")
+        panel.set_yticks(range(0, 181, 30))
+        panel.set_ylim(0, max(105, panel.dataLim.ymax + 5))
+    panel.set_xscale("symlog", linthresh=1, linscale=0.3)  # a logarithm has no 0
+    panel.xaxis.set_major_formatter("{x:.0f}")
+    panel.set_xlim(0, max(steps[-1], 1))
+    panel.grid(alpha=0.3)
+    if name != "error":  # the same as for the losses
+        panel.legend()
 
 
-def finish(panels, steps, steps_in_epoch):
-    """Give the panels their scales, labels and legends."""
-    for name in "loss", "error":
-        panels[name].set_yscale("log")
-        panels[name].yaxis.set_major_locator(LogLocator(subs=[1, 2, 3, 5]))
-        panels[name].yaxis.set_major_formatter("{x:g}")
-        panels[name].minorticks_off()
-    panels["angle"].set_yticks(range(0, 181, 30))
-    panels["angle"].set_ylim(0, max(105, panels["angle"].dataLim.ymax + 5))
-    panels["loss"].set_ylabel("training loss")
-    panels["error"].set_ylabel("test error (%)")
-    panels["angle"].set_ylabel("angle at FA's readout (degrees)")
-    for name in "loss", "error", "angle":
-        panels[name].set_xscale("symlog", linthresh=1, linscale=0.3)  # a logarithm has no 0
-        panels[name].xaxis.set_major_formatter("{x:.0f}")
-        panels[name].set_xlim(0, max(steps[-1], 1))
-        panels[name].set_xlabel(f"step (an epoch has {steps_in_epoch})")
-        panels[name].grid(alpha=0.3)
-    panels["loss"].legend()
-    panels["angle"].legend()
+def set_log_scale(panel):
+    """Set a logarithmic scale with a few ticks, whatever its range."""
+    panel.set_yscale("log")
+    low, high = np.log10(panel.get_ylim())
+    panel.yaxis.set_major_locator(LogLocator(subs=[1, 2, 3, 5] if high - low < 3 else [1]))
+    panel.yaxis.set_major_formatter("{x:g}")
+    panel.minorticks_off()
 
 
-def draw_entries(panel, arrays, when):
-    """Draw W against B, entry by entry."""
-    W, B = arrays["W"], arrays["B"]
-    panel.scatter(B, W, s=2000 / B.size, color="#009E73")
-    cosine = (W * B).sum() / np.linalg.norm(W) / np.linalg.norm(B)
-    angle = np.degrees(np.arccos(np.clip(cosine, -1, 1)))  # rounding may leave -1 to 1
-    panel.set_title(f"W against B, {when}: {angle:.0f}°", fontsize="medium")
+def draw_entries(panel, arrays, title):
+    """Draw W against B, entry by entry; add their angle, if they have one, to the title."""
+    W, B = arrays["W"].astype(float), arrays["B"].astype(float)
+    panel.scatter(B, W, s=2000 / B.size, color="0.3")
+    lengths = np.linalg.norm(W) * np.linalg.norm(B)
+    angle = "no angle"
+    if 0 < lengths < np.inf:
+        cosine = np.clip((W * B).sum() / lengths, -1, 1)  # rounding may leave -1 to 1
+        angle = f"{np.degrees(np.arccos(cosine)):.0f}°"
+    panel.set_title(f"{title}: {angle}", fontsize="medium")
     panel.set_xlabel("entry of B")
     panel.set_box_aspect(1)
     panel.grid(alpha=0.3)
 
 
-def say_what_is_missing(log):
-    """Print the columns that are not drawn, or not everywhere."""
-    for name in log.dtype.names[2:]:
-        if name.rpartition("_")[2] not in ("loss", "error", "angle"):
-            print(f"no panel for {name}")
-        elif not np.isfinite(log[name]).all():
-            print(f"{name} is not finite in places, and not drawn there")
-
-
 def main(arguments=None):
     """Plot the run that the arguments name."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("run", type=Path, nargs="?", default="runs", help="default: the newest")
-    parser.add_argument("--out", type=Path, help="default: losses.png in the run's folder")
+    path = os.path.expanduser  # in --out=~/x no shell does it
+    parser.add_argument("run", type=path, nargs="?", default="runs", help="default: the newest")
+    parser.add_argument("--out", type=path, help="default: losses.png in the run's folder")
     args = parser.parse_args(arguments)
-    logs = [args.run] if args.run.is_file() else list(args.run.rglob("losses.csv"))
+    run = Path(args.run)
+    logs = [run] if run.is_file() else list(run.rglob("losses.csv"))
     if not logs:
-        parser.error(f"no losses.csv in {args.run}")
+        parser.error(f"no losses.csv in {run}")
     newest = max(logs, key=lambda path: path.stat().st_mtime)
-    log = read_log(newest)
-    say_what_is_missing(log)
+    out = Path(args.out or newest.parent)
+    if out.is_dir():
+        out /= "losses.png"
+    if not out.suffix:
+        out = out.with_name(f"{out.name}.png")
+    rows = read_log(newest)
     config = json.loads(newest.with_name("config.json").read_text())
-    out = args.out or newest.with_name("losses.png")
     with matplotlib.style.context("default"):  # whatever the user's settings are
-        plot(log, config, newest.parent).savefig(out, dpi=100)
+        plot(rows, config, newest.parent).savefig(out, dpi=100)
     print(f"Plotted {newest} to {out}")
 
 

@@ -7,16 +7,16 @@ error e = dL/dy teaches the hidden layer:
     fa       B^T e: e sent back through a fixed random matrix B (feedback alignment)
     bp       W^T e: e sent back through the weights W of the readout (backpropagation)
     shallow  none: the hidden layer stays as it was drawn, and only the readout learns
-
-Watch the angles between B^T e and W^T e, and between B and W: they start near 90 degrees, as between
-unrelated vectors, and as they fall, FA's loss does.
 """
 
 import argparse
 import json
 import math
+import os
 import shlex
+import shutil
 import socket
+import subprocess
 import sys
 from collections import OrderedDict
 from datetime import datetime
@@ -30,6 +30,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.datasets import KMNIST, MNIST, FashionMNIST
 
+import fa_linear
 from fa_linear import FALinear
 
 # The class of the readout decides what it sends down, and so how the hidden layer learns. (A class
@@ -41,7 +42,12 @@ loss_function = F.cross_entropy
 
 
 class DataSet(NamedTuple):
-    """Images, float32 (n, pixels), and labels, int64 (n,), from 0 to classes - 1."""
+    """Images, float32 (n, pixels), and labels, int64 (n,), from 0 to classes - 1.
+
+    To change them, make another by `data._replace(test_images=...)`: what stands there is what "test
+    error" means. Draw what is random from a torch.Generator of its own, as `minibatches` does: what
+    the global one gives depends on which rules are compared.
+    """
 
     name: str
     classes: int
@@ -74,17 +80,20 @@ def matched_networks(data, args, seed):
     """
     networks = nn.ModuleDict()
     for rule, layer in RULES.items():
+        if rule == "shallow" and args.freeze_readout:
+            continue  # nothing would learn in it
         torch.manual_seed(seed)  # each time: a rule of yours that has a B starts with the same
         networks[rule] = make_network(data, args.hidden, layer)
-    weights = [args.init_scale * weight.detach() for weight in networks["fa"].parameters()]
+    first = next(iter(networks.values()))
+    start = {name: args.init_scale * weight.detach() for name, weight in first.named_parameters()}
     for network in networks.values():
-        for own, weight in zip(network.parameters(), weights, strict=True):
-            assert own.shape == weight.shape, "networks of different shapes cannot be matched"
-            own.data.copy_(weight)
-    networks["shallow"].requires_grad_(False)
-    networks["shallow"].readout.requires_grad_(True)
+        missing, unexpected = network.load_state_dict(start, strict=False)
+        unmatched = {*missing, *unexpected} - dict(network.named_buffers()).keys()
+        assert not unmatched, f"not in all networks: {unmatched}"  # B stays as it was drawn
+    if "shallow" in networks:
+        networks["shallow"].requires_grad_(False)
+        networks["shallow"].readout.requires_grad_(True)
     if args.freeze_readout:
-        del networks["shallow"]  # nothing would learn in it
         for network in networks.values():
             network.readout.requires_grad_(False)
     return networks.to(args.device)
@@ -105,17 +114,18 @@ def make_optimizer(networks, args):
 # The training loop, and what it measures.
 
 
-def train(networks, optimizer, data, args, seed):
+def train(networks, optimizer, data, args, seed, measure):
     """Train all networks on the same mini-batches; yield the log's rows, {column: value}.
 
     The row of step s shows the networks after s updates. Its losses are means over the mini-batches
     since the row before, each taken before the networks learn from it. (So the last mini-batch of
-    all is not learned from.) Rows are made between backward and update: a measure sees the gradients.
+    all is not learned from.) The rest is what `measure(networks, data)` returns, called between
+    backward and update: it sees the gradients.
     """
     given = {weight for group in optimizer.param_groups for weight in group["params"]}
     learning = {weight for weight in networks.parameters() if weight.requires_grad}
     assert learning <= given, "there are weights that no optimizer trains"
-    assert len(data.train_images) == len(data.train_labels)
+    assert len(data.train_images) == len(data.train_labels) > 0
     last_step = args.epochs * steps_in_epoch(data, args)
     losses_since_row = []
     for step, batch in enumerate(minibatches(data, args, seed)):
@@ -123,7 +133,9 @@ def train(networks, optimizer, data, args, seed):
         losses = [loss_function(network(images), labels) for network in networks.values()]
         losses = torch.stack(losses)
         optimizer.zero_grad()
-        losses.sum().backward()  # no two networks share a weight: each gets its own gradient
+        # No two networks share a weight: each gets its own gradient. (So clip each by itself: the norm
+        # over all networks would make them depend on each other.)
+        losses.sum().backward()
         losses_since_row.append(losses.detach())
         is_early = step < args.log_every and step.bit_count() == 1  # at powers of two
         if is_early or step % args.log_every == 0 or step == last_step:
@@ -152,28 +164,40 @@ def steps_in_epoch(data, args):
 
 
 def measure(networks, data):
-    """Return {column: value}: each network's test error, and two angles at FA's readout.
+    """Return {column: value}: test errors and, where the readout has a B, two angles.
 
-    A test error is the percentage of the test images that a network misclassifies. The angles are
-    in degrees: `message_angle` between B^T e and W^T e, a mean over the test images (as in
-    Lillicrap et al. 2016, Figs. 1 and 2); `weight_angle` between B and W as two long vectors.
+    RULE_error is the percentage of the test images that a network misclassifies. The angles are in
+    degrees: RULE_message_angle between B^T e and W^T e, a mean over the test images (as in Lillicrap
+    et al. 2016, Figs. 1 and 2); RULE_weight_angle between B and W as two long vectors.
     """
     networks.eval()  # for layers that you may add, such as dropout
     with torch.no_grad():
         outputs = {rule: network(data.test_images) for rule, network in networks.items()}
     networks.train()
     columns = {}
-    for rule in networks:
-        wrong = outputs[rule].argmax(dim=1) != data.test_labels
+    for rule, y in outputs.items():
+        wrong = y.argmax(dim=1) != data.test_labels
         columns[f"{rule}_error"] = 100 * wrong.float().mean().item()
-    y = outputs["fa"].requires_grad_()
-    loss = len(y) * loss_function(y, data.test_labels)  # the sum: no e is divided by len(y)
-    (e,) = torch.autograd.grad(loss, y)
-    W, B = networks["fa"].readout.weight.detach(), networks["fa"].readout.feedback
-    # nanmean: an e that is rounded to 0 has no angle.
-    columns["message_angle"] = angle(e @ B, e @ W).nanmean().item()
-    columns["weight_angle"] = angle(B.flatten(), W.flatten()).item()
+    for rule, readout in readouts_with_feedback(networks).items():
+        W, B = readout.weight.detach(), readout.feedback.detach()
+        e = error_signal(outputs[rule], data.test_labels)
+        # nanmean: an e that is rounded to 0 has no angle.
+        columns[f"{rule}_message_angle"] = angle(e @ B, e @ W).nanmean().item()
+        columns[f"{rule}_weight_angle"] = angle(B.flatten(), W.flatten()).item()
     return columns
+
+
+def readouts_with_feedback(networks):
+    """Return {rule: readout} of the networks whose readout has a B."""
+    readouts = {rule: getattr(network, "readout", None) for rule, network in networks.items()}
+    return {rule: readout for rule, readout in readouts.items() if hasattr(readout, "feedback")}
+
+
+def error_signal(y, labels):
+    """Return each example's e, the gradient of its own loss with respect to its outputs y."""
+    y = y.detach().requires_grad_()
+    loss = len(y) * loss_function(y, labels)  # the sum: no e is divided by len(y)
+    return torch.autograd.grad(loss, y)[0]
 
 
 def angle(a, b):
@@ -193,7 +217,7 @@ def load_data(name, folder, device="cpu"):
     """
     if name == "synthetic":
         return random_patterns(device)
-    source = MNIST if name == "auto" else DATASETS[name]
+    source = DATASETS["mnist" if name == "auto" else name]
     socket.setdefaulttimeout(10)  # seconds; a silent server would hold the run forever
     try:
         train, test = (source(folder, train=part, download=True) for part in (True, False))
@@ -206,7 +230,7 @@ def load_data(name, folder, device="cpu"):
     mean, deviation = train_images.mean(), train_images.std()
     train_images, test_images = (train_images - mean) / deviation, (test_images - mean) / deviation
     tensors = train_images, train.targets, test_images, test.targets
-    return DataSet(source.__name__, len(source.classes), *(t.to(device) for t in tensors))
+    return DataSet(type(train).__name__, len(train.classes), *(t.to(device) for t in tensors))
 
 
 def random_patterns(device="cpu", train_size=60_000, test_size=10_000):
@@ -226,11 +250,16 @@ def random_patterns(device="cpu", train_size=60_000, test_size=10_000):
     return DataSet("random patterns (not MNIST)", 10, *(t.to(device) for t in tensors))
 
 
-def count(text):
-    """Return a whole number from 1, for argparse."""
-    if int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text} is less than 1")
-    return int(text)
+def in_range(kind, least=-sys.float_info.max, most=sys.float_info.max):
+    """Return a function that reads a number of a kind (int, float) for argparse."""
+
+    def number(text):
+        value = kind(text)
+        if not least <= value <= most:  # so nan and infinity are none
+            raise argparse.ArgumentTypeError(f"{text} is not a number from {least:g} to {most:g}")
+        return value
+
+    return number
 
 
 def make_parser():
@@ -240,25 +269,28 @@ def make_parser():
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     add = parser.add_argument
+    count, rate = in_range(int, least=1), in_range(float, least=0)
+    seed = in_range(int, -(2**63), 2**63 - 1)  # what PyTorch and the plot can take
+    path = os.path.expanduser  # in --out=~/x no shell does it
     add("--hidden", type=count, default=20, help="units; with 1000, shallow nearly reaches BP")
-    add("--init-scale", type=float, default=1.0, help="multiplies the initial weights, but not B")
+    add("--init-scale", type=in_range(float), default=1.0, help="multiplies weights, but not B")
     add("--freeze-readout", action="store_true", help="train the hidden layer alone")
     # Momentum, weight decay and mini-batch are those of L0SG/feedback-alignment-pytorch, on GitHub,
     # which this comparison follows. Its learning rate, 1e-4, is for 1,000 hidden units.
     add("--epochs", type=count, default=5, help="passes over the training images")
     add("--batch-size", type=count, default=32, help="images in a mini-batch")
-    add("--lr", type=float, default=1e-3, help="learning rate of SGD")
-    add("--momentum", type=float, default=0.9, help="Nesterov momentum; 0: none")
-    add("--weight-decay", type=float, default=1e-3, help="weight decay (L2); 0: none")
-    add("--seeds", type=int, default=[0], nargs="+", help="one matched set of networks each")
+    add("--lr", type=rate, default=1e-3, help="learning rate of SGD")
+    add("--momentum", type=rate, default=0.9, help="Nesterov momentum; 0: none")
+    add("--weight-decay", type=rate, default=1e-3, help="weight decay (L2); 0: none")
+    add("--seeds", type=seed, default=[0], nargs="+", help="one matched set of networks each")
     names = ["auto", *DATASETS, "synthetic"]
     add("--dataset", default="auto", choices=names, help="auto: mnist or, failing that, synthetic")
-    add("--data-dir", type=Path, default="data", help="where it is, or is downloaded to")
+    add("--data-dir", type=path, default="data", help="where it is, or is downloaded to")
     add("--device", default="cpu", help="cpu, cuda, ...")
     add("--threads", type=count, default=1, help="CPU threads; 1 is fastest with 20 hidden units")
     add("--log-every", type=count, default=125, help="steps between rows")
     new_folder = Path("runs", datetime.now().strftime("%Y-%m-%d_%H-%M-%S-%f"))
-    add("--out", type=Path, default=new_folder, help="new folder for what a run writes")
+    add("--out", type=path, default=new_folder, help="new folder for what a run writes")
     return parser
 
 
@@ -266,30 +298,44 @@ def run_seed(seed, data, args):
     """Train the networks of one seed, write the files of the run's folder; return the last row."""
     networks = matched_networks(data, args, seed)
     optimizer = make_optimizer(networks, args)
-    is_first = seed == args.seeds[0]
-    if is_first:
-        args.out.mkdir(parents=True)  # only now: what fails before leaves none
-        config = describe(networks, optimizer, data, args)
-        (args.out / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-        print(f"{config['title']}. Steps in an epoch: {config['steps_in_epoch']}.")
-        print("Losses: means since the row before. Errors: % of test images. Angles: degrees.")
-        save_readout(networks["fa"].readout, args.out / "fa_readout_start.npz")
-    for row in train(networks, optimizer, data, args, seed):
+    rows = train(networks, optimizer, data, args, seed, measure)
+    row = next(rows)  # of step 0; what fails by now leaves no folder
+    if seed == args.seeds[0]:
+        start_folder(networks, optimizer, data, args)
+    log(row, args.out / "losses.csv")
+    for row in rows:
         log(row, args.out / "losses.csv")
-    if is_first:
-        save_readout(networks["fa"].readout, args.out / "fa_readout_end.npz")
+    if seed == args.seeds[0]:
+        save_readouts(networks, args.out, "end")
     return row
+
+
+def start_folder(networks, optimizer, data, args):
+    """Make the run's folder; write into it what is run: settings, code, W and B."""
+    config = describe(networks, optimizer, data, args)
+    (args.out / "code").mkdir(parents=True)
+    for file in __file__, fa_linear.__file__:
+        shutil.copy(file, args.out / "code")
+    (args.out / "config.json").write_text(json.dumps(config, indent=2, default=str) + "\n")
+    save_readouts(networks, args.out, "start")
+    print(f"{config['title']}. Steps in an epoch: {config['steps_in_epoch']}.")
+    print("Losses: means since the row before. Errors: % of test images. Angles: degrees.")
 
 
 def describe(networks, optimizer, data, args):
     """Return what config.json holds; of what is trained, PyTorch's own descriptions."""
-    numbers = {name: value for name, value in vars(args).items() if isinstance(value, int | float)}
     default = make_parser().get_default
-    changed = [f"{name} {value}" for name, value in numbers.items() if value != default(name)]
+    changed = [
+        f"{name} {value}"
+        for name, value in vars(args).items()
+        if isinstance(value, int | float) and value != default(name)
+        if name not in ("threads", "log_every")  # which change no figure
+    ]
     return {
         "title": ", ".join([data.name, f"{len(data.train_images)} training images", *changed]),
         "steps_in_epoch": steps_in_epoch(data, args),
-        "options": {name: str(value) for name, value in vars(args).items()},
+        "options": vars(args),
+        "loss": getattr(loss_function, "__name__", str(loss_function)),
         "networks": {rule: str(network).splitlines() for rule, network in networks.items()},
         "learning": [name for name, weight in networks.named_parameters() if weight.requires_grad],
         "optimizer": str(optimizer).splitlines(),
@@ -297,9 +343,11 @@ def describe(networks, optimizer, data, args):
     }
 
 
-def save_readout(readout, path):
-    """Save W and B."""
-    np.savez(path, W=readout.weight.detach().cpu(), B=readout.feedback.cpu())
+def save_readouts(networks, folder, when):
+    """Save W and B, of each network that has a B."""
+    for rule, readout in readouts_with_feedback(networks).items():
+        W, B = readout.weight.detach().cpu(), readout.feedback.detach().cpu()
+        np.savez(folder / f"{rule}_readout_{when}.npz", W=W, B=B)
 
 
 def log(row, path):
@@ -313,26 +361,39 @@ def log(row, path):
             print(*texts, flush=True)
 
 
-def main(arguments=None):
-    """Run the comparison that the arguments ask for."""
-    args = make_parser().parse_args(arguments)
-    args.seeds = list(dict.fromkeys(args.seeds))  # each once
-    torch.set_num_threads(args.threads)
-    data = load_data(args.dataset, args.data_dir, args.device)
-    plot = Path(__file__).with_name("plot_losses.py")
-    plot_command = shlex.join([sys.executable, str(plot), str(args.out)])
-    last_rows = []
-    try:
-        for seed in args.seeds:
-            last_rows.append(run_seed(seed, data, args))
-    except KeyboardInterrupt:
-        sys.exit(f"\nStopped. To plot the rows so far:\n{plot_command}")
-    if len(last_rows) > 1:
+@np.errstate(invalid="ignore")  # an infinite loss is said below
+def summarise(last_rows):
+    """Print the last rows' means over seeds, if they are of the same step; say what diverged."""
+    if len(last_rows) > 1 and len({row["step"] for row in last_rows}) == 1:
         print(f"\nLast rows, mean +- standard deviation over {len(last_rows)} seeds:")
         for name in list(last_rows[0])[2:]:  # not seed and step
             values = [row[name] for row in last_rows]
-            print(f"{name:13} {np.mean(values):.4g} +- {np.std(values, ddof=1):.2g}")
-    print(f"\nTo plot {args.out / 'losses.csv'}:\n{plot_command}")
+            print(f"{name:17} {np.mean(values):.4g} +- {np.std(values, ddof=1):.2g}")
+    for row in last_rows:
+        for name in row:
+            if name.endswith("_loss") and not math.isfinite(row[name]):
+                print(f"WARNING: in seed {row['seed']}, {name} ends at {row[name]}: it diverged")
+
+
+def main(arguments=None):
+    """Run the comparison that the arguments ask for."""
+    parser = make_parser()
+    args = parser.parse_args(arguments)
+    args.out = Path(args.out)
+    if os.path.lexists(args.out):
+        parser.error(f"argument --out: {args.out} is there already")
+    args.seeds = list(dict.fromkeys(args.seeds))  # each once
+    torch.set_num_threads(args.threads)
+    command = [sys.executable, str(Path(__file__).with_name("plot_losses.py")), str(args.out)]
+    command = subprocess.list2cmdline(command) if os.name == "nt" else shlex.join(command)
+    losses = args.out / "losses.csv"
+    how_to_plot = f"\nTo plot {losses}:\n{command}"
+    try:
+        data = load_data(args.dataset, args.data_dir, args.device)
+        summarise([run_seed(seed, data, args) for seed in args.seeds])
+    except KeyboardInterrupt:
+        sys.exit(f"\nStopped. {how_to_plot if losses.exists() else ''}")
+    print(how_to_plot)
 
 
 if __name__ == "__main__":

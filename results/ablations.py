@@ -108,7 +108,7 @@ def vary_dose(data, seed):
         for row in train(networks, data, args, seed, 100):
             if row["step"] % 4 == 0:
                 columns[f"predicted {row['step']}"] = predicted[row["step"]]
-                columns[f"measured {row['step']}"] = row["weight_angle"]
+                columns[f"measured {row['step']}"] = row["fa_weight_angle"]
     return rows
 
 
@@ -184,7 +184,7 @@ def take_away(data, seed, *options):
         row = last_row(networks, data, args, seed)
         rows[label] = {rule: row[f"{rule.lower()}_error"] for rule in rules.split()}
         if "FA" in rules:
-            rows[label]["W and B"] = row["weight_angle"]
+            rows[label]["W and B"] = row["fa_weight_angle"]
     return rows
 
 
@@ -208,7 +208,7 @@ def shuffle_labels(data, seed):
         rows[label] = {
             "predicted": predict_angles(network, changed, args, 128, 1)[128],
             "predicted, no copying": predict_angles(network, changed, args, 128, 0)[128],
-            "measured": list(train(networks, changed, args, seed, 128))[-1]["weight_angle"],
+            "measured": list(train(networks, changed, args, seed, 128))[-1]["fa_weight_angle"],
         }
     return rows
 
@@ -281,8 +281,8 @@ def follow(data, seed):
             copied = B.T @ W - overlap
             copied = copied + copied.T
             rows[f"{row['step']}"] = {
-                "W and B": row["weight_angle"],
-                "Bᵀe and Wᵀe": row["message_angle"],
+                "W and B": row["fa_weight_angle"],
+                "Bᵀe and Wᵀe": row["fa_message_angle"],
                 "BᵀM and WᵀM": script.angle((B.T @ M).flatten(), (W.T @ M).flatten()).item(),
             }
             if row["step"] >= 32:
@@ -407,7 +407,7 @@ def set_up(data, seed, *options):
 def train(networks, data, args, seed, steps=None):
     """Yield the rows of the script's training, up to a step."""
     optimizer = script.make_optimizer(networks, args)
-    for row in script.train(networks, optimizer, data, args, seed):
+    for row in script.train(networks, optimizer, data, args, seed, script.measure):
         yield row
         if row["step"] == steps:
             return
@@ -446,7 +446,7 @@ def state(networks, data):
     """Return the angle of W and B, the least eigenvalue of W B^T, the test error."""
     row = script.measure(networks, data)
     least = least_eigenvalue(networks["fa"].readout)
-    return {"W and B": row["weight_angle"], "least eigenvalue": least, "FA": row["fa_error"]}
+    return {"W and B": row["fa_weight_angle"], "least eigenvalue": least, "FA": row["fa_error"]}
 
 
 def least_eigenvalue(readout):

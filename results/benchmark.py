@@ -45,7 +45,8 @@ def main(data_dir):
     args = script.make_parser().parse_args([f"--log-every={STEPS}"])
     data = script.load_data("mnist", data_dir)
     networks = script.matched_networks(data, args, seed=0)
-    own = script.train(networks, script.make_optimizer(networks, args), data, args, seed=0)
+    optimizer = script.make_optimizer(networks, args)
+    own = script.train(networks, optimizer, data, args, 0, script.measure)
     while next(own)["step"] < STEPS:  # past the early rows
         pass
     textbook = textbook_rows(script.matched_networks(data, args, seed=0).values(), data_dir)

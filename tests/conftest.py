@@ -27,4 +27,8 @@ def small():
 
 @pytest.fixture(scope="session")
 def mnist():
-    return script.load_data("mnist", os.environ.get("MNIST_DIR") or pytest.skip("no MNIST_DIR"))
+    """MNIST from MNIST_DIR or, if it lies there, from where the script puts it."""
+    folder = os.environ.get("MNIST_DIR") or Path(script.__file__).with_name("data")
+    if not Path(folder, "MNIST/raw/train-images-idx3-ubyte").exists():
+        pytest.skip(f"no MNIST in {folder}")
+    return script.load_data("mnist", folder)

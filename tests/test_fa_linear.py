@@ -42,6 +42,14 @@ def test_a_frozen_parameter_gets_no_gradient_and_the_other_does(frozen):
     assert [name for name, weight in layer.named_parameters() if weight.grad is None] == [frozen]
 
 
+def test_a_b_that_is_computed_from_the_weight_is_a_constant_to_the_backward_pass():
+    layer, _, input, error = twins()
+    for _step in range(3):
+        layer.feedback = 2 * layer.weight + 0 * layer.feedback  # not detached
+        found = gradients(layer, layer.parameters(), input, error)
+        assert_close(found[:2], [error @ layer.feedback, error.T @ input])
+
+
 def test_the_exact_law_behind_alignment():
     """B^T dW = dV V^T + dc c^T, for any mini-batch and rate: plain SGD and a linear hidden layer."""
     network = nn.Sequential(nn.Linear(12, 7), FALinear(7, 4)).double()

@@ -13,30 +13,65 @@ from numpy.testing import assert_allclose
 import plot_losses
 
 pytestmark = pytest.mark.usefixtures("folder")
-COLUMNS = "seed,step,fa_loss,own_loss,fa_error,own_error,message_angle,weight_angle,own_angle\n"
-ONE_SEED = COLUMNS + "1,0,2.5,1,90,1,89,91,60\n1,1,2,1,70,1,80,81,61\n1,4,0.5,0.6,10,11,30,41,150\n"
-LOG = ONE_SEED + "0,0,2.5,1,90,1,85,66,60\n0,1,2.2,1,80,1,75,76,61\n0,4,0.9,0.6,20,12,20,26,150\n"
-LINES = {"loss": [[0, 2.5], [1, 2.1], [3, 0.7]], "error": [[0, 90], [1, 75], [4, 15]]}
+COLUMNS = "seed,step,fa_loss,bp_loss,own_loss,fa_error,bp_error,own_error,"
+COLUMNS += "fa_message_angle,fa_weight_angle,own_message_angle,own_weight_angle,own_angle\n"
+SEED_1 = "1,0,2.5,3,1,90,91,1,89,91,60,70,50\n1,1,2,3,1,70,91,1,80,81,61,71,51\n"
+SEED_1 += "1,4,0.5,3,0.6,10,91,11,30,41,62,72,150\n"
+SEED_0 = "0,0,2.5,3,1,90,91,1,85,66,60,70,50\n0,1,2.2,3,1,80,91,1,75,76,61,71,51\n"
+SEED_0 += "0,4,0.9,3,0.6,20,91,12,20,26,62,72,150\n"
+ONE_SEED, LOG = COLUMNS + SEED_1, COLUMNS + SEED_1 + SEED_0
+DIVERGED = "0,4,nan,inf,1e30,90,91,1,nan,nan,nan,nan,nan\n"
 
 
-def write_run(log=LOG, folder="runs/a", arrays=("start", "end")):
+def write_run(log=LOG, folder="runs/a", rules=("own", "fa")):
     Path(folder).mkdir(parents=True)
     Path(folder, "losses.csv").write_text(log)
     Path(folder, "config.json").write_text(json.dumps({"title": "MNIST", "steps_in_epoch": 10}))
-    for number, when in enumerate(arrays):
-        np.savez(Path(folder, f"fa_readout_{when}.npz"), W=[[number, 2]], B=[[3, 4]])
+    for rule in rules:
+        for number, when in enumerate(["start", "end"]):
+            W = [[number, 2 if rule == "fa" else 0]]
+            np.savez(Path(folder, f"{rule}_readout_{when}.npz"), W=W, B=[[3, 4]])
     return Path(folder, "losses.csv")
 
 
-def panels_of(path):
+def figure_of(path):
     config = json.loads(path.with_name("config.json").read_text())
     figure = plot_losses.plot(plot_losses.read_log(path), config, path.parent)
-    return {panel.get_label(): panel for panel in figure.axes}
+    figure.canvas.draw()
+    return figure
 
 
-@pytest.mark.parametrize("quantity", LINES)
-def test_losses_have_their_mean_amid_their_mini_batches_and_the_rest_at_its_step(quantity):
-    assert_allclose(panels_of(write_run())[quantity].lines[0].get_xydata(), LINES[quantity])
+def panels_of(path):
+    return {panel.get_label(): panel for panel in figure_of(path).axes}
+
+
+def line_of(panel, column):
+    """Return the line that has a column's mean."""
+    log = np.genfromtxt((COLUMNS + SEED_1 + SEED_0).splitlines(), delimiter=",", names=True)
+    mean = (log[column][:3] + log[column][3:]) / 2
+    (line,) = [line for line in panel.lines if np.array_equal(line.get_ydata(), mean)]
+    return line
+
+
+@pytest.mark.parametrize("column", COLUMNS.strip().split(",")[2:])
+def test_each_column_is_drawn_in_its_panel_under_its_rules_name(column):
+    panels = panels_of(write_run())
+    rule, ending = column.split("_", 1)
+    panel = panels[ending.rpartition("_")[2]]
+    label = line_of(panel, column).get_label()
+    expected = {"fa": "FA (feedback alignment)", "bp": "BP (backpropagation)"}.get(rule, rule)
+    if ending in ("message_angle", "weight_angle"):
+        matrices = ("messages Bᵀe and Wᵀe", "matrices B and W")[ending == "weight_angle"]
+        expected = f"{rule}: {matrices}"
+    assert label == expected
+    if ending.rpartition("_")[2] != "error":
+        assert label in [text.get_text() for text in panel.get_legend().get_texts()]
+
+
+def test_losses_are_drawn_amid_their_mini_batches_and_the_rest_at_its_step():
+    panels = panels_of(write_run())
+    assert_allclose(line_of(panels["loss"], "fa_loss").get_xdata(), [0, 1, 3])
+    assert_allclose(line_of(panels["error"], "fa_error").get_xdata(), [0, 1, 4])
 
 
 def test_a_band_is_the_mean_more_and_less_one_sample_deviation():
@@ -45,17 +80,65 @@ def test_a_band_is_the_mean_more_and_less_one_sample_deviation():
     assert (last.min(), last.max()) == pytest.approx((15 - 50**0.5, 15 + 50**0.5))
 
 
-@pytest.mark.parametrize(("quantity", "end"), [("loss", 0.6), ("error", 11.5), ("angle", 150)])
-def test_a_column_of_ones_own_is_drawn_by_its_name_in_its_quantitys_panel(quantity, end):
-    lines = {line.get_label(): line for line in panels_of(write_run())[quantity].lines}
-    assert lines["own"].get_ydata()[-1] == end
+def test_a_rule_has_one_colour_messages_are_solid_and_matrices_dashed():
+    panels = panels_of(write_run())
+    colors = set()
+    for rule in "fa", "own":
+        curves = {
+            quantity: line_of(panels[quantity], f"{rule}_{quantity}") for quantity in ("loss",)
+        }
+        curves["messages"] = line_of(panels["angle"], f"{rule}_message_angle")
+        curves["matrices"] = line_of(panels["angle"], f"{rule}_weight_angle")
+        (color,) = {line.get_color() for line in curves.values()}
+        colors.add(color)
+        assert [curves[name].get_linestyle() for name in ("messages", "matrices")] == ["-", "--"]
+    colors.add(line_of(panels["loss"], "bp_loss").get_color())
+    assert len(colors) == 3
+
+
+def test_the_axes_say_what_is_drawn():
+    panels = panels_of(write_run())
+    labels = {name: panels[name].get_ylabel() for name in ("loss", "error", "angle", "start")}
+    for name, text in [("loss", "loss"), ("error", "%"), ("angle", "degrees"), ("start", "W")]:
+        assert text in labels[name]
+    assert "10" in panels["loss"].get_xlabel()
+    assert panels["angle"].get_ylim()[0] == 0 and panels["angle"].get_ylim()[1] > 150
+    assert panels["end"].get_xlabel() == "entry of B"
+
+
+@pytest.mark.parametrize(
+    ("log", "text"),
+    [
+        (ONE_SEED, "1 seed"),
+        (LOG, "2 seeds: mean ± standard deviation"),
+        (LOG.rpartition("0,4")[0], "1 of 2 seeds"),
+        (LOG + "5,0,2.5,3,1,90,91,1,85,66,60,70,50\n", "2 of 3 seeds: mean ± standard deviation"),
+    ],
+)
+def test_the_title_says_how_many_seeds_are_drawn(log, text):
+    assert figure_of(write_run(log)).get_suptitle() == f"MNIST; {text}"
 
 
 @pytest.mark.parametrize(("when", "W", "angle"), [("start", 0, "37°"), ("end", 1, "10°")])
-def test_w_is_drawn_against_b_with_their_angle(when, W, angle):
+def test_w_is_drawn_against_b_with_their_angle_rule_and_seed(when, W, angle):
     panel = panels_of(write_run())[when]
     assert panel.collections[0].get_offsets().tolist() == [[3, W], [4, 2]]
-    assert angle in panel.get_title()
+    assert panel.get_title() == f"W against B, fa, seed 1\n{when}: {angle}"
+
+
+def test_w_and_b_of_a_seed_that_is_not_drawn_are_not_drawn():
+    path = write_run(COLUMNS + SEED_1.rpartition("1,4")[0] + SEED_0)
+    assert panels_of(path).keys() == {"loss", "error", "angle"}
+
+
+def test_w_and_b_of_another_rule_are_drawn_if_fa_has_none():
+    assert "own" in panels_of(write_run(rules=["own"]))["end"].get_title()
+
+
+@pytest.mark.filterwarnings("error")
+def test_w_that_is_0_has_no_angle():
+    panel = panels_of(write_run(rules=["own"]))["start"]  # where its W is 0
+    assert panel.get_title().endswith("no angle")
 
 
 def test_w_that_is_b_is_at_0_degrees_whatever_rounding_does():
@@ -66,27 +149,75 @@ def test_w_that_is_b_is_at_0_degrees_whatever_rounding_does():
         assert panel.get_title().endswith(": 0°")
 
 
-def test_a_run_stopped_in_its_first_seed_is_drawn_without_w_and_b():
-    path = write_run(ONE_SEED, arrays=["start"])
+def test_without_w_and_b_or_angles_their_panels_are_left_out():
+    path = write_run(rules=[])
     assert panels_of(path).keys() == {"loss", "error", "angle"}
+    path.write_text("seed,step,bp_loss,bp_error\n0,0,2.3,90\n0,1,2.2,80\n")
+    assert panels_of(path).keys() == {"loss", "error"}
+
+
+def test_a_log_from_before_is_drawn_by_the_names_that_it_has():
+    lines = panels_of(write_run("seed,step,fa_loss,weight_angle\n0,0,2.3,90\n", rules=[]))
+    assert "weight" in [line.get_label() for line in lines["angle"].lines]
+
+
+@pytest.mark.parametrize("low", [0.9, 0.09, 1e-3, 1e-9, 1e-30])
+@pytest.mark.parametrize("high", [0.91, 3, 1e9, 1e30])
+def test_there_are_a_few_numbers_at_the_axis_of_the_losses(low, high):
+    path = write_run(f"seed,step,fa_loss\n0,0,{high}\n0,1,{low}\n", rules=[])
+    panel = panels_of(path)["loss"]
+    bottom, top = sorted(panel.get_ylim())
+    ticks = [tick for tick in panel.get_yticks() if bottom <= tick <= top]
+    assert 2 <= len(ticks) <= 13
+    assert all(label.get_text() for label in panel.get_yticklabels())
+
+
+@pytest.mark.parametrize(("loss", "scale"), [("0.5", "log"), ("0", "linear"), ("-1", "linear")])
+def test_losses_of_0_or_below_are_drawn_on_a_linear_axis(loss, scale):
+    path = write_run(f"seed,step,fa_loss\n0,0,2.5\n0,1,{loss}\n0,2,nan\n", rules=[])
+    assert panels_of(path)["loss"].get_yscale() == scale
 
 
 def test_unfinished_seeds_and_cut_lines_are_left_out_and_said(capsys):
-    log = plot_losses.read_log(write_run(ONE_SEED + "77,0,2.5,2.5,90,92,85,66,60\n88,1,0.25"))
-    assert log["seed"].tolist() == [[1, 1, 1]]
+    rows = plot_losses.read_log(write_run(ONE_SEED + SEED_0[:40].replace("0,0", "77,0") + "88,1,0"))
+    assert plot_losses.by_seed(rows)["seed"].tolist() == [[1, 1, 1]]
     printed = capsys.readouterr().out
-    assert "77" in printed and "88,1,0.25" in printed
+    assert "77" in printed and "88,1,0" in printed
 
 
 def test_large_seeds_are_told_apart():
-    log = LOG.replace("\n1,", "\n1732900000000000001,").replace("\n0,", "\n1732900000000000002,")
-    assert plot_losses.read_log(write_run(log)).shape == (2, 3)
+    log = LOG.replace("\n1,", "\n9223372036854775807,").replace("\n0,", "\n9223372036854775806,")
+    assert plot_losses.by_seed(plot_losses.read_log(write_run(log))).shape == (2, 3)
 
 
-@pytest.mark.parametrize(("old", "new"), [("fa_loss", "fa_norm"), ("2.2", "nan")])
+@pytest.mark.parametrize(("old", "new"), [("fa_loss", "fa_norm"), ("2.2", "nan"), ("2.2", "inf")])
 def test_columns_without_a_panel_or_not_finite_are_said(old, new, capsys):
-    plot_losses.say_what_is_missing(plot_losses.read_log(write_run(LOG.replace(old, new))))
+    figure_of(write_run(LOG.replace(old, new)))
     assert "fa_" in capsys.readouterr().out
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_run_that_diverged_is_drawn_without_numpys_warnings():
+    assert len(figure_of(write_run(LOG.rpartition("0,4")[0] + DIVERGED)).axes) == 5
+
+
+@pytest.mark.parametrize("log", ["", COLUMNS, COLUMNS + "1,0,2.5"])
+def test_a_log_without_rows_is_one_line(log):
+    write_run(log)
+    with pytest.raises(SystemExit, match="has no rows"):
+        plot_losses.main(["runs"])
+
+
+@pytest.mark.parametrize(
+    ("out", "picture"),
+    [("my.svg", "my.svg"), ("my", "my.png"), ("runs", "runs/losses.png"), ("v1.5/a", "v1.5/a.png")],
+)
+def test_what_is_printed_is_what_was_written(out, picture, capsys):
+    write_run()
+    Path("v1.5").mkdir()
+    plot_losses.main([f"--out={out}"])
+    assert Path(picture).is_file()
+    assert capsys.readouterr().out.splitlines()[-1].endswith(f" to {Path(picture)}")
 
 
 def test_the_newest_run_at_any_depth_is_drawn_by_default():

@@ -1,12 +1,14 @@
 """A run trains on the data asked for, loses nothing, and leaves nothing where it fails."""
 
 import json
+import os
 import shlex
 import socket
 import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from unittest.mock import Mock
 
 import numpy as np
@@ -14,11 +16,14 @@ import pytest
 from numpy.testing import assert_allclose
 from torchvision.datasets import MNIST
 
+import fa_linear
 import plot_losses
 import train_fa_vs_bp_linear_model as script
 
 SHORT = ["--epochs=1", "--hidden=16", "--log-every=4", "--dataset=synthetic", "--out=run"]
-BAD = "epochs=0 hidden=0 batch-size=0 log-every=0 threads=0 lr=-1 device=x dataset=x out=there"
+BAD = """epochs=0 hidden=0 batch-size=0 log-every=0 threads=0 dataset=x out=there lr=-1 lr=nan lr=inf
+    lr=x momentum=-1 momentum=inf weight-decay=-1 weight-decay=nan init-scale=nan init-scale=-inf
+    seeds=9223372036854775808 seeds=-9223372036854775809"""
 LOG, RAW = Path("run/losses.csv"), Path("data/MNIST/raw")
 
 
@@ -32,7 +37,7 @@ def few_patterns_and_no_network(monkeypatch, folder, small):
 def prepare(data, seed, *options):
     args = script.make_parser().parse_args([*SHORT, *options])
     networks = script.matched_networks(data, args, seed)
-    return networks, script.make_optimizer(networks, args), data, args, seed
+    return networks, script.make_optimizer(networks, args), data, args, seed, script.measure
 
 
 def test_the_log_has_what_train_yields_and_each_seed_once(small):
@@ -43,35 +48,94 @@ def test_the_log_has_what_train_yields_and_each_seed_once(small):
     assert_allclose(np.array(rows, float), [[*row.values()] for row in expected], rtol=1e-4)
 
 
-def test_config_describes_the_data_the_options_given_and_what_is_trained():
+def test_the_last_rows_are_summarised_over_all_seeds(capsys):
+    script.main([*SHORT, "--seeds", "1", "2", "5"])
+    log = np.genfromtxt(LOG, delimiter=",", names=True)
+    ends = log[log["step"] == log["step"].max()]
+    printed = [line.split() for line in capsys.readouterr().out.splitlines()]
+    for column in ends.dtype.names[2:]:
+        ((_, mean, _, deviation),) = [words for words in printed if words[:1] == [column]]
+        assert float(mean) == pytest.approx(ends[column].mean(), rel=1e-3)
+        assert float(deviation) == pytest.approx(ends[column].std(ddof=1), rel=0.1)
+
+
+def test_seeds_that_end_at_different_steps_are_not_summarised(capsys):
+    script.summarise([{"seed": seed, "step": seed, "fa_loss": 1.0} for seed in (1, 2)])
+    assert not capsys.readouterr().out
+
+
+def test_config_describes_the_data_the_options_given_and_what_is_trained(monkeypatch):
     write_data(Path("elsewhere/MNIST/raw"), sizes=(320, 10))
-    options = "--dataset=auto", "--data-dir=elsewhere", "--lr=0.125", "--momentum=0"
+    monkeypatch.setattr(script, "loss_function", lambda *y: script.F.cross_entropy(*y))
+    options = "--dataset=auto", "--data-dir=elsewhere", "--lr=0.125", "--momentum=0", "--threads=2"
     script.main([*SHORT, *options])
     config = json.loads(Path("run/config.json").read_text())
     assert all(text in config["title"] for text in ("MNIST", "320", "0.125", "momentum", "hidden"))
+    assert "threads" not in config["title"] and "log" not in config["title"]
+    assert [config["options"][name] for name in ("lr", "hidden", "seeds")] == [0.125, 16, [0]]
+    assert config["loss"] == "<lambda>"
     networks, optimizer, *_ = prepare(script.load_data("mnist", "elsewhere"), 0, *options)
     assert config["optimizer"] == str(optimizer).splitlines()
     assert config["networks"] == {rule: str(net).splitlines() for rule, net in networks.items()}
 
 
-def test_w_and_b_of_the_first_seed_are_saved_at_start_and_end(small):
+def test_a_run_keeps_the_code_that_made_it():
+    script.main(SHORT)
+    for path in Path(script.__file__), Path(fa_linear.__file__):
+        assert Path("run/code", path.name).read_bytes() == path.read_bytes()
+
+
+def test_w_and_b_of_the_first_seed_are_saved_at_start_and_end_for_each_rule_with_a_b(
+    small, monkeypatch
+):
+    monkeypatch.setitem(script.RULES, "own", type("Own", (fa_linear.FALinear,), {}))
     script.main([*SHORT, "--seeds", "7", "8"])
     networks, *rest = prepare(small, 7)
     for when in "start", "end":
-        arrays, readout = np.load(f"run/fa_readout_{when}.npz"), networks["fa"].readout
-        assert_allclose(arrays["W"], readout.weight.detach())
-        assert_allclose(arrays["B"], readout.feedback)
+        for rule in "fa", "own":
+            arrays = np.load(f"run/{rule}_readout_{when}.npz")
+            assert_allclose(arrays["W"], networks[rule].readout.weight.detach())
+            assert_allclose(arrays["B"], networks[rule].readout.feedback)
         list(script.train(networks, *rest))
+    assert not [*Path("run").glob("bp*")]
 
 
-def test_a_run_that_is_stopped_keeps_its_rows_and_says_how_to_plot_them(monkeypatch):
-    measure = Mock(side_effect=[{"weight_angle": 90}, {"weight_angle": 80}, KeyboardInterrupt])
-    monkeypatch.setattr(script, "measure", measure)
-    with pytest.raises(BaseException) as stopped:
+@pytest.mark.parametrize("rows", [0, 2])
+def test_a_run_that_is_stopped_keeps_its_rows_and_says_how_to_plot_them(monkeypatch, rows):
+    row = {"fa_error": 90, "fa_weight_angle": 90}
+    monkeypatch.setattr(script, "measure", Mock(side_effect=[row] * rows + [KeyboardInterrupt]))
+    with pytest.raises(SystemExit) as stopped:
         script.main(SHORT)
-    plot_losses.main(shlex.split(str(stopped.value).splitlines()[-1])[2:])
-    assert len(LOG.read_text().splitlines()) == 3  # the columns' names, and two rows
+    last_line = str(stopped.value).splitlines()[-1]
+    if not rows:
+        assert last_line == "Stopped. " and not Path("run").exists()
+        return
+    plot_losses.main(shlex.split(last_line)[2:])
+    assert len(LOG.read_text().splitlines()) == 1 + rows  # the columns' names
     assert LOG.with_name("losses.png").is_file()
+
+
+def test_a_network_that_diverges_is_said_at_the_end(capsys):
+    script.main([*SHORT, "--lr=1e30", "--seeds", "0", "12"])
+    warnings = [line for line in capsys.readouterr().out.splitlines() if "WARNING" in line]
+    assert any("12" in line and "fa_loss" in line for line in warnings)
+
+
+def test_on_windows_the_plot_command_is_one_for_its_shells(monkeypatch, capsys):
+    monkeypatch.setattr(script, "os", SimpleNamespace(name="nt", path=os.path))
+    monkeypatch.setattr(sys, "executable", r"C:\Python 3\python.exe")
+    script.main(SHORT)
+    assert capsys.readouterr().out.splitlines()[-1].startswith(r'"C:\Python 3\python.exe" ')
+
+
+def test_a_tilde_is_the_home_folder(monkeypatch, folder):
+    home = folder / "home"
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.setenv("USERPROFILE", str(home))
+    write_data(home / "sets/MNIST/raw")
+    script.main([*SHORT, "--dataset=auto", "--data-dir=~/sets", "--out=~/run"])
+    plot_losses.main(["~/run", "--out=~/picture.png"])
+    assert (home / "picture.png").is_file() and list(folder.iterdir()) == [home]
 
 
 def test_the_command_that_a_run_prints_plots_it_and_needs_no_notebooks_backend(monkeypatch):
@@ -85,12 +149,26 @@ def test_the_command_that_a_run_prints_plots_it_and_needs_no_notebooks_backend(m
 
 
 @pytest.mark.parametrize("option", BAD.split())
-def test_what_makes_no_sense_is_refused_before_training_and_leaves_nothing(option, monkeypatch):
+def test_what_makes_no_sense_is_refused_in_one_line_before_anything_is_done(option, capsys):
     Path("there").mkdir()
-    monkeypatch.setattr(script, "train", lambda *_: pytest.fail("trained"))
-    with pytest.raises((SystemExit, RuntimeError, ValueError, FileExistsError)):
+    with pytest.raises(SystemExit):
         script.main([*SHORT, f"--{option}"])
+    assert f"argument --{option.partition('=')[0]}: " in capsys.readouterr().err.splitlines()[-1]
     assert list(Path().rglob("*")) == [Path("there")]
+
+
+@pytest.mark.parametrize("mistake", ["device", "loss", "no images"])
+def test_what_fails_in_the_first_step_leaves_no_folder(small, monkeypatch, mistake):
+    if mistake == "loss":
+        monkeypatch.setattr(script, "loss_function", lambda y, labels: script.F.mse_loss(y, labels))
+    if mistake == "no images":
+        empty = small._replace(
+            train_images=small.train_images[:0], train_labels=small.train_labels[:0]
+        )
+        monkeypatch.setattr(script, "random_patterns", lambda *_: empty)
+    with pytest.raises((RuntimeError, AssertionError)):
+        script.main([*SHORT, f"--device={'x' if mistake == 'device' else 'cpu'}"])
+    assert not list(Path().iterdir())
 
 
 def write_data(raw=RAW, sizes=(300, 95)):

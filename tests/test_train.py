@@ -1,5 +1,6 @@
 """The comparison is matched, trains as a textbook would, and measures what it says."""
 
+import copy
 import itertools
 import statistics
 from collections import OrderedDict
@@ -13,7 +14,7 @@ from torch.testing import assert_close
 import train_fa_vs_bp_linear_model as script
 from fa_linear import FALinear
 
-RULES = pytest.mark.parametrize("rule", ["fa", "bp", "shallow"])
+RULES = pytest.mark.parametrize("rule", script.RULES)
 HIDDEN, READOUT = ({f"{layer}.weight", f"{layer}.bias"} for layer in ("hidden", "readout"))
 ROWS = {0: 1, 1: 1, 2: 1, 4: 2, 6: 2, 12: 6, 18: 6, 20: 2}  # mini-batches at each logged step
 
@@ -30,9 +31,21 @@ def sgd(network):
     return torch.optim.SGD(network.parameters(), lr=0.05, momentum=0.7, weight_decay=0.1)
 
 
-def train(networks, data, *options):
-    rows = script.train(networks, sgd(networks), data, args_of(*options), seed=3)
+def rows_of(networks, optimizer, data, *options, measure=script.measure):
+    rows = script.train(networks, optimizer, data, args_of(*options), 3, measure)
     return [*itertools.islice(rows, 50)]  # a loop without end is to fail, not to hang
+
+
+def train(networks, data, *options):
+    return rows_of(networks, sgd(networks), data, *options)
+
+
+class Tenfold(FALinear):
+    """Has a B of its own, ten times as large."""
+
+    def reset_parameters(self):
+        super().reset_parameters()
+        self.feedback *= 10
 
 
 def add_layer(monkeypatch, make_layer):
@@ -43,29 +56,38 @@ def add_layer(monkeypatch, make_layer):
     monkeypatch.setattr(script, "make_network", make_network)
 
 
-@pytest.mark.parametrize("rule", ["fa", "bp", "shallow", "own"])
+@pytest.mark.parametrize("rule", [*script.RULES, "own"])
 @pytest.mark.parametrize("scale", [1.0, 0.1])
 @pytest.mark.parametrize("deep", [False, True])
 def test_all_rules_start_as_pytorch_draws_times_init_scale(small, monkeypatch, rule, scale, deep):
-    monkeypatch.setitem(script.RULES, "own", type("Own", (FALinear,), {}))
+    monkeypatch.setitem(script.RULES, "own", Tenfold)
     if deep:
         add_layer(monkeypatch, lambda layer: layer(16, 16))
     torch.manual_seed(3)
     drawn = script.make_network(small, 16, FALinear).state_dict()  # W and b: those of nn.Linear
     network = matched(small, f"--init-scale={scale}")[rule]
-    scaled = dict(network.named_parameters())  # and not B, which is no parameter
+    weights = dict(network.named_parameters())
     for name, tensor in network.state_dict().items():
-        assert_close(tensor, scale * drawn[name] if name in scaled else drawn[name])
+        factor = scale if name in weights else 10 if rule == "own" else 1  # 10: its B
+        assert_close(tensor, factor * drawn[name])
+
+
+@pytest.mark.parametrize("rule", script.RULES)
+def test_a_rule_can_be_taken_out(small, monkeypatch, rule):
+    monkeypatch.delitem(script.RULES, rule)
+    columns = train(matched(small), small, "--log-every=10")[-1]
+    assert {f"{other}_loss" for other in script.RULES} < columns.keys()
+    assert not [column for column in columns if column.startswith(rule)]
 
 
 def learning(network):
     return {name for name, weight in network.named_parameters() if weight.requires_grad}
 
 
-def test_shallow_trains_the_readout_alone_and_fa_and_bp_train_everything(small):
-    networks = matched(small)
-    assert learning(networks["shallow"]) == READOUT
-    assert learning(networks["fa"]) == learning(networks["bp"]) >= HIDDEN | READOUT
+@RULES
+def test_shallow_trains_the_readout_alone_and_others_train_everything(small, rule):
+    learns = learning(matched(small)[rule])
+    assert learns == READOUT if rule == "shallow" else learns >= HIDDEN | READOUT
 
 
 def test_freeze_readout_trains_the_rest_alone_and_leaves_shallow_out(small):
@@ -75,12 +97,34 @@ def test_freeze_readout_trains_the_rest_alone_and_leaves_shallow_out(small):
         assert learning(network) & (HIDDEN | READOUT) == HIDDEN
 
 
-@pytest.mark.parametrize("units", [8, 1], ids=["other", "would broadcast"])
-def test_networks_of_different_shapes_are_refused(small, monkeypatch, units):
-    make = script.make_network
-    uneven = lambda data, _, layer: make(data, units if layer is FALinear else 16, layer)
-    monkeypatch.setattr(script, "make_network", uneven)
-    with pytest.raises((AssertionError, ValueError)):
+UNEVEN = {  # what the network of one rule is in place of (hidden, readout)
+    "narrower": lambda layer: {"hidden": nn.Linear(784, 8), "readout": layer(8, 10)},
+    "would broadcast": lambda layer: {"hidden": nn.Linear(784, 1), "readout": layer(1, 10)},
+    "renamed": lambda layer: {"below": nn.Linear(784, 16), "readout": layer(16, 10)},
+    "no bias": lambda layer: {"hidden": nn.Linear(784, 16, bias=False), "readout": layer(16, 10)},
+    "one more": lambda layer: {
+        "hidden": nn.Linear(784, 16),
+        "norm": nn.BatchNorm1d(16),
+        "readout": layer(16, 10),
+    },
+    "parametrised": lambda layer: {
+        "hidden": nn.utils.parametrizations.weight_norm(nn.Linear(784, 16)),
+        "readout": layer(16, 10),
+    },
+}
+
+
+@pytest.mark.parametrize("difference", UNEVEN)
+@pytest.mark.parametrize("where", ["first", "last"])
+def test_networks_that_differ_are_refused(small, monkeypatch, difference, where):
+    def make_network(data, hidden, layer):
+        is_one = layer is next(iter(script.RULES.values()))
+        if is_one == (where == "first"):
+            return nn.Sequential(OrderedDict(UNEVEN[difference](layer)))
+        return nn.Sequential(OrderedDict(hidden=nn.Linear(784, 16), readout=layer(16, 10)))
+
+    monkeypatch.setattr(script, "make_network", make_network)
+    with pytest.raises((AssertionError, RuntimeError)):
         matched(small)
 
 
@@ -94,11 +138,12 @@ def test_another_data_set_has_its_own_numbers_of_pixels_and_classes():
 @pytest.fixture(scope="module")
 def trained(small):
     """Return networks that were trained, the log's rows, and the rate of each update."""
-    networks, rates = matched(small), []
-    optimizer, args = sgd(networks), args_of("--epochs=2", "--log-every=6")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(script.RULES, "own", Tenfold)
+        networks, rates = matched(small), []
+    optimizer = sgd(networks)
     optimizer.register_step_pre_hook(lambda *_: rates.append(optimizer.param_groups[0]["lr"]))
-    rows = script.train(networks, optimizer, small, args, seed=3)
-    return networks, [*itertools.islice(rows, 50)], rates
+    return networks, rows_of(networks, optimizer, small, "--epochs=2", "--log-every=6"), rates
 
 
 @RULES
@@ -129,18 +174,18 @@ def test_random_patterns_can_be_learned(trained):
     assert trained[1][-1]["bp_error"] < 50 < trained[1][0]["bp_error"]
 
 
-def test_a_row_is_made_while_the_gradients_that_are_then_used_are_there(small, monkeypatch):
+def test_a_row_is_made_while_the_gradients_that_are_then_used_are_there(small):
     networks, pairs = matched(small), []
     weight, optimizer = networks["fa"].readout.weight, torch.optim.SGD(networks.parameters(), 0.1)
     group = optimizer.param_groups[0]
     see = lambda *_: pairs.append((weight.detach().clone(), group["lr"] * weight.grad)) or {}
-    monkeypatch.setattr(script, "measure", see)
-    list(script.train(networks, optimizer, small, args_of("--log-every=1"), seed=3))
+    rows_of(networks, optimizer, small, "--log-every=1", measure=see)
     for (old, change), (new, _) in itertools.pairwise(pairs):
         assert_close(new, old - change)
 
 
-def test_fa_with_feedback_tied_to_the_weights_is_bp(small):
+def test_fa_with_feedback_tied_to_the_weights_is_bp(small, monkeypatch):
+    monkeypatch.setattr(script, "RULES", {"fa": FALinear, "bp": nn.Linear})
     networks = matched(small)
     for layer in networks["fa"].modules():
         if isinstance(layer, FALinear):
@@ -156,16 +201,17 @@ def test_each_epoch_of_each_seed_has_each_image_once_in_an_order_of_its_own(smal
     assert len({tuple(order) for order in orders}) == 4
 
 
-@pytest.mark.parametrize("mistake", ["optimizer", "labels", "column"])
-def test_a_mistake_that_would_pass_in_silence_is_an_error(small, monkeypatch, mistake):
+@pytest.mark.parametrize("mistake", ["optimizer", "labels", "column", "no images"])
+def test_a_mistake_that_would_pass_in_silence_is_an_error(small, mistake):
     networks = matched(small)
     optimizer = sgd(networks["fa"] if mistake == "optimizer" else networks)
+    measure = (lambda *_: {"fa_loss": 1.5}) if mistake == "column" else script.measure
     if mistake == "labels":
         small = small._replace(train_labels=torch.arange(301) % 10)
-    elif mistake == "column":
-        monkeypatch.setattr(script, "measure", lambda *_: {"fa_loss": 1.5})
+    elif mistake == "no images":
+        small = small._replace(train_images=torch.ones(0, 784), train_labels=torch.arange(0))
     with pytest.raises((AssertionError, TypeError, ValueError)):
-        next(script.train(networks, optimizer, small, args_of(), seed=3))
+        next(script.train(networks, optimizer, small, args_of(), 3, measure))
 
 
 class Mirror(FALinear):
@@ -206,20 +252,31 @@ def test_a_test_error_is_the_percentage_of_misclassified_test_images(small, trai
 
 
 @pytest.mark.parametrize("bias", [0, 1000])
-@pytest.mark.parametrize("loss", ["cross-entropy", "squares"])
-def test_angles_are_of_messages_that_are_not_0_and_of_matrices(small, monkeypatch, loss, bias):
-    squares = lambda y, labels: F.mse_loss(y, torch.eye(10)[labels])
-    monkeypatch.setattr(script, "loss_function", squares if loss == "squares" else F.cross_entropy)
-    networks = matched(small)
-    readout = networks["fa"].readout
-    W, B = readout.weight.detach(), readout.feedback
-    readout.bias.data[0] += bias  # 1000: certain of class 0, and sometimes right
-    y = networks["fa"].eval()(small.test_images)
-    e = (y if loss == "squares" else y.softmax(dim=1)) - torch.eye(10)[small.test_labels]
-    messages = script.angle(e @ B, e @ W)[e.any(dim=1)].mean().item()
-    matrices = script.angle(B.flatten(), W.flatten()).item()
-    row = train(networks, small)[0]
-    assert (row["message_angle"], row["weight_angle"]) == pytest.approx((messages, matrices), 1e-4)
+@pytest.mark.parametrize("squares", [False, True], ids=["cross-entropy", "squares"])
+def test_angles_are_of_each_network_with_a_b_of_messages_and_of_matrices(
+    small, trained, monkeypatch, squares, bias
+):
+    loss = lambda y, labels: F.mse_loss(y, torch.eye(10)[labels])
+    monkeypatch.setattr(script, "loss_function", loss if squares else F.cross_entropy)
+    networks, expected = copy.deepcopy(trained[0]), {}
+    for rule in "fa", "own":
+        readout = networks[rule].readout
+        readout.bias.data[0] += bias  # 1000: certain of class 0, and sometimes right
+        W, B = readout.weight.detach(), readout.feedback
+        y = networks[rule](small.test_images)
+        e = (y if squares else y.softmax(dim=1)) - torch.eye(10)[small.test_labels]
+        messages = script.angle(e @ B, e @ W).nanmean().item()
+        matrices = script.angle(B.flatten(), W.flatten()).item()
+        expected |= {f"{rule}_message_angle": messages, f"{rule}_weight_angle": matrices}
+    row = script.measure(networks, small)
+    assert {name: row[name] for name in row if "angle" in name} == pytest.approx(expected, 1e-4)
+
+
+def test_an_error_signal_is_of_each_example_alone_not_of_the_mean():
+    y, labels = torch.randn(7, 1, 10, requires_grad=True), torch.arange(7)[:, None]
+    losses = [script.loss_function(*example) for example in zip(y, labels, strict=True)]
+    (expected,) = torch.autograd.grad(sum(losses), y)
+    assert_close(script.error_signal(y.flatten(0, 1), labels.flatten()), expected.flatten(0, 1))
 
 
 def test_an_angle_is_0_to_180_degrees_and_nan_where_a_vector_is_0():
