@@ -8,7 +8,6 @@ import argparse
 import json
 import os
 import sys
-from collections import Counter
 from pathlib import Path
 
 if __name__ == "__main__" and "IPython" not in sys.modules:
@@ -52,17 +51,18 @@ def read_log(path):
     lines = text.splitlines()
     if len(lines) < 2:
         sys.exit(f"{path} has no rows")
-    return np.genfromtxt(lines, delimiter=",", names=True, dtype=None, deletechars="", ndmin=1)
+    options = {"names": True, "deletechars": "", "replace_space": " ", "dtype": None, "ndmin": 1}
+    return np.genfromtxt(lines, delimiter=",", **options)
 
 
 def by_seed(rows):
-    """Return the rows as (seeds, rows of each); leave out seeds that have fewer, and say so."""
-    counts = Counter(rows["seed"].tolist())
-    longest = max(counts.values())
-    for seed in counts:
-        if counts[seed] < longest:
-            print(f"left out, as it has fewer rows: seed {seed}")
-    return np.stack([rows[rows["seed"] == seed] for seed in counts if counts[seed] == longest])
+    """Return the rows as (seeds, rows of each); leave out seeds with other steps, and say so."""
+    seeds = [rows[rows["seed"] == seed] for seed in dict.fromkeys(rows["seed"].tolist())]
+    longest = max(seeds, key=len)
+    for own in seeds:
+        if not np.array_equal(own["step"], longest["step"]):
+            print(f"left out, as its steps are others: seed {own['seed'][0]}")
+    return np.stack([own for own in seeds if np.array_equal(own["step"], longest["step"])])
 
 
 def curves_of(log):
@@ -82,7 +82,8 @@ def curves_of(log):
             color = colors.setdefault(rule, OTHER_COLORS[len(colors) % len(OTHER_COLORS)])
             style = {"label": rule, "color": color}
         if more:
-            style = {"label": f"{rule}: {more}", "color": style["color"], "linestyle": linestyle}
+            name = style["label"].partition(" (")[0]
+            style = {"label": f"{name}: {more}", "color": style["color"], "linestyle": linestyle}
         curves.append((column, panel, style))
     return curves
 
@@ -148,7 +149,7 @@ def draw(panel, name, log, curves):
     label, scale = PANELS[name]
     panel.set_ylabel(label)
     values = np.concatenate([log[column].ravel() for column, *_ in curves])
-    if scale == "log" and (values[np.isfinite(values)] > 0).all():
+    if scale == "log" and min(values[np.isfinite(values)], default=0) > 0:
         set_log_scale(panel)
     if name == "angle":
         panel.axhline(90, color="black", linewidth=1, label="unrelated")
@@ -158,8 +159,7 @@ def draw(panel, name, log, curves):
     panel.xaxis.set_major_formatter("{x:.0f}")
     panel.set_xlim(0, max(steps[-1], 1))
     panel.grid(alpha=0.3)
-    if name != "error":  # the same as for the losses
-        panel.legend()
+    panel.legend()
 
 
 def set_log_scale(panel):

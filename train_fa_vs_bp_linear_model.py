@@ -37,16 +37,17 @@ from fa_linear import FALinear
 # that learns in its `forward` should do so only if self.training: `measure` calls it, too.)
 RULES = {"fa": FALinear, "bp": nn.Linear, "shallow": nn.Linear}
 
-# Takes outputs and labels, and returns the mean over the examples. e is its gradient.
+# Takes outputs and labels, and returns the mean over the examples. e is its gradient, also where
+# angles are measured: so change the loss here, and not in the loop.
 loss_function = F.cross_entropy
 
 
 class DataSet(NamedTuple):
     """Images, float32 (n, pixels), and labels, int64 (n,), from 0 to classes - 1.
 
-    To change them, make another by `data._replace(test_images=...)`: what stands there is what "test
-    error" means. Draw what is random from a torch.Generator of its own, as `minibatches` does: what
-    the global one gives depends on which rules are compared.
+    To change them, make another by `data._replace(...)`, as all seeds get this one; what stands in
+    test_images is what "test error" means. Draw what is random from a torch.Generator of its own, as
+    `minibatches` does: what the global one gives depends on which rules are compared.
     """
 
     name: str
@@ -126,6 +127,7 @@ def train(networks, optimizer, data, args, seed, measure):
     learning = {weight for weight in networks.parameters() if weight.requires_grad}
     assert learning <= given, "there are weights that no optimizer trains"
     assert len(data.train_images) == len(data.train_labels) > 0
+    assert len(data.test_images) == len(data.test_labels) > 0
     last_step = args.epochs * steps_in_epoch(data, args)
     losses_since_row = []
     for step, batch in enumerate(minibatches(data, args, seed)):
@@ -133,8 +135,8 @@ def train(networks, optimizer, data, args, seed, measure):
         losses = [loss_function(network(images), labels) for network in networks.values()]
         losses = torch.stack(losses)
         optimizer.zero_grad()
-        # No two networks share a weight: each gets its own gradient. (So clip each by itself: the norm
-        # over all networks would make them depend on each other.)
+        # No two networks share a weight: each gets its own gradient. (So clip each by itself, as the
+        # norm over all would couple them. A penalty belongs into this sum: above, it would be logged.)
         losses.sum().backward()
         losses_since_row.append(losses.detach())
         is_early = step < args.log_every and step.bit_count() == 1  # at powers of two
@@ -339,6 +341,7 @@ def describe(networks, optimizer, data, args):
         "networks": {rule: str(network).splitlines() for rule, network in networks.items()},
         "learning": [name for name, weight in networks.named_parameters() if weight.requires_grad],
         "optimizer": str(optimizer).splitlines(),
+        "dtype": str(data.train_images.dtype),
         "torch": torch.__version__,
     }
 
@@ -364,7 +367,9 @@ def log(row, path):
 @np.errstate(invalid="ignore")  # an infinite loss is said below
 def summarise(last_rows):
     """Print the last rows' means over seeds, if they are of the same step; say what diverged."""
-    if len(last_rows) > 1 and len({row["step"] for row in last_rows}) == 1:
+    if len({row["step"] for row in last_rows}) > 1:
+        print("\nSeeds ended at different steps: there are no means.")
+    elif len(last_rows) > 1:
         print(f"\nLast rows, mean +- standard deviation over {len(last_rows)} seeds:")
         for name in list(last_rows[0])[2:]:  # not seed and step
             values = [row[name] for row in last_rows]

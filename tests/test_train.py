@@ -68,8 +68,9 @@ def test_all_rules_start_as_pytorch_draws_times_init_scale(small, monkeypatch, r
     network = matched(small, f"--init-scale={scale}")[rule]
     weights = dict(network.named_parameters())
     for name, tensor in network.state_dict().items():
-        factor = scale if name in weights else 10 if rule == "own" else 1  # 10: its B
-        assert_close(tensor, factor * drawn[name])
+        if name in weights or rule in ("fa", "own"):  # a rule may have another B
+            factor = scale if name in weights else 10 if rule == "own" else 1
+            assert_close(tensor, factor * drawn[name])
 
 
 @pytest.mark.parametrize("rule", script.RULES)
@@ -77,7 +78,7 @@ def test_a_rule_can_be_taken_out(small, monkeypatch, rule):
     monkeypatch.delitem(script.RULES, rule)
     columns = train(matched(small), small, "--log-every=10")[-1]
     assert {f"{other}_loss" for other in script.RULES} < columns.keys()
-    assert not [column for column in columns if column.startswith(rule)]
+    assert not [column for column in columns if column.startswith(f"{rule}_")]
 
 
 def learning(network):
@@ -164,6 +165,14 @@ def test_each_network_is_trained_and_its_loss_is_logged_as_if_it_was_alone(small
         since = [losses.pop(0) for _ in range(batches_since_row)]
         assert row[f"{rule}_loss"] == pytest.approx(statistics.fmean(since), rel=1e-4)
     assert not losses
+
+
+@RULES
+def test_a_rules_row_does_not_depend_on_which_other_rules_there_are(small, monkeypatch, rule):
+    together = train(matched(small), small)[-1]
+    monkeypatch.setattr(script, "RULES", {rule: script.RULES[rule]})
+    alone = train(matched(small), small)[-1]
+    assert alone == pytest.approx({name: together[name] for name in alone}, rel=1e-4)
 
 
 def test_rows_stand_at_0_at_early_powers_of_two_each_log_every_steps_and_at_the_end(trained):
@@ -259,15 +268,15 @@ def test_angles_are_of_each_network_with_a_b_of_messages_and_of_matrices(
     loss = lambda y, labels: F.mse_loss(y, torch.eye(10)[labels])
     monkeypatch.setattr(script, "loss_function", loss if squares else F.cross_entropy)
     networks, expected = copy.deepcopy(trained[0]), {}
-    for rule in "fa", "own":
-        readout = networks[rule].readout
+    for rule, readout in script.readouts_with_feedback(networks).items():
         readout.bias.data[0] += bias  # 1000: certain of class 0, and sometimes right
+        y = networks[rule].eval()(small.test_images)
         W, B = readout.weight.detach(), readout.feedback
-        y = networks[rule](small.test_images)
         e = (y if squares else y.softmax(dim=1)) - torch.eye(10)[small.test_labels]
         messages = script.angle(e @ B, e @ W).nanmean().item()
         matrices = script.angle(B.flatten(), W.flatten()).item()
         expected |= {f"{rule}_message_angle": messages, f"{rule}_weight_angle": matrices}
+    assert expected.keys() >= {"fa_weight_angle", "own_weight_angle"}
     row = script.measure(networks, small)
     assert {name: row[name] for name in row if "angle" in name} == pytest.approx(expected, 1e-4)
 
