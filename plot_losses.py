@@ -82,10 +82,15 @@ def curves_of(log):
             color = colors.setdefault(rule, OTHER_COLORS[len(colors) % len(OTHER_COLORS)])
             style = {"label": rule, "color": color}
         if more:
-            name = style["label"].partition(" (")[0]
+            name = short_name(rule)
             style = {"label": f"{name}: {more}", "color": style["color"], "linestyle": linestyle}
         curves.append((column, panel, style))
     return curves
+
+
+def short_name(rule):
+    """Return "FA" for "fa"; the names of other rules as they are."""
+    return RULE_STYLES.get(rule, {"label": rule})["label"].partition(" (")[0]
 
 
 def plot(rows, config, folder):
@@ -103,12 +108,18 @@ def plot(rows, config, folder):
     )  # no pyplot: nothing global
     figure.suptitle(f"{config['title']}; {seeds_text(rows, log)}", parse_math=False, wrap=True)
     panels = figure.subplot_mosaic(mosaic)
+    explained = set()
     for name in names:
         draw(panels[name], name, log, [curve for curve in curves if curve[1] == name])
         panels[name].set_xlabel(f"step (an epoch has {config['steps_in_epoch']})")
+        _, labels = panels[name].get_legend_handles_labels()
+        if not explained.issuperset(labels):
+            panels[name].legend()
+        explained.update(labels)
     for path in readouts:
         rule, when = path.stem.split("_readout_")
-        draw_entries(panels[when], np.load(path), f"W against B, {rule}, seed {first}\n{when}")
+        title = f"W against B, {short_name(rule)}, seed {first}\n{when}"
+        draw_entries(panels[when], np.load(path), title)
     if readouts:
         panels["end"].sharey(panels["start"])
         panels["start"].set_ylabel("same entry of W")
@@ -134,7 +145,7 @@ def saved_readouts(folder, log):
 
 
 def draw(panel, name, log, curves):
-    """Draw the curves of a panel; give it its scales, labels and legend."""
+    """Draw the curves of a panel; give it its scales and labels."""
     steps = places = log["step"][0]
     if name == "loss":  # a mean over the steps since the row before is drawn in their middle
         places = (np.append(0, steps[:-1] + 1) + steps) / 2
@@ -159,7 +170,6 @@ def draw(panel, name, log, curves):
     panel.xaxis.set_major_formatter("{x:.0f}")
     panel.set_xlim(0, max(steps[-1], 1))
     panel.grid(alpha=0.3)
-    panel.legend()
 
 
 def set_log_scale(panel):

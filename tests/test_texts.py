@@ -1,7 +1,8 @@
-"""The texts' tables are the files', their code is the project's, and their blocks work."""
+"""The texts' figures are the files', their code is the project's, and their blocks work."""
 
 import contextlib
 import csv
+import importlib
 import io
 import json
 import math
@@ -13,10 +14,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-import ablations
 import numpy as np
 import pytest
 import torch
+from common import markdown, mean_and_deviation, values_of
 from torch import nn
 from torch.nn import functional as F
 
@@ -27,14 +28,32 @@ ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 REPORT = (ROOT / "results/README.md").read_text(encoding="utf-8")
 RUNS = ["mnist", "frozen-readout", "1000-units", "original-settings"]
+SCRIPTS = ["phases", "turn", "eigenvalues", "taken_away", "deeper"]
+
+
+def read_csv(path):
+    with open(ROOT / "results" / path, encoding="utf-8") as file:
+        return list(csv.DictReader(file))
 
 
 def rows_of(run, step=None):
     """Return a committed run's rows at a step, by default the last, of all seeds."""
-    with open(ROOT / "results" / run / "losses.csv", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
+    rows = read_csv(f"{run}/losses.csv")
     step = step or max(int(row["step"]) for row in rows)
     return [row for row in rows if int(row["step"]) == step]
+
+
+def mean(name, **place):
+    """Return the mean of a script's figures at a place, over seeds."""
+    lines = [line for line in read_csv(f"{name}.csv") if place.items() <= line.items()]
+    return statistics.fmean(float(line["value"]) for line in lines)
+
+
+def mean_of_run(run, column):
+    return statistics.fmean(float(row[column]) for row in rows_of(run))
+
+
+# The figures
 
 
 def table_of_runs():
@@ -45,7 +64,9 @@ def table_of_runs():
         cells = []
         for column in columns:
             values = [float(row[column]) for row in rows_of(run) if column in row]
-            cells.append(ablations.cell(values, 2))
+            cells.append(
+                "±".join(f"{f(values):.2f}" for f in (np.mean, statistics.stdev) if values)
+            )
         lines.append("|".join([f"[{run}]({run}/losses.png)", *cells]))
     return "\n".join(lines)
 
@@ -70,37 +91,83 @@ def table_of_the_original():
     return "\n".join(lines)
 
 
-@pytest.fixture(scope="module")
-def ablated():
-    with open(ablations.RESULTS / "ablations.csv", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
+def table_of_phases():
+    """Return the README's table, a part of what phases.py prints."""
+    lines = [line for line in read_csv("phases.csv") if line["table"] == "phases"]
+    texts = ["what is done|angle|before use|after use", "---|---|---|---"]
+    for label, row in (
+        ("write, copy, use", "write, copy, use"),
+        ("the same, but use a different B", "use another B"),
+        ("write errors of *other* images", "write errors of other images"),
+        ("write nothing (usual start)", "write nothing, usual start"),
+        ("copy nothing", "copy nothing"),
+    ):
+        cells = [label]
+        for column in "angle", "before use", "8 epochs":
+            values = values_of(lines, row=f"linear: {row}", column=column)
+            cells.append(mean_and_deviation("", "", values))
+        texts.append("|".join(cells))
+    return "\n".join(texts)
 
 
-@pytest.mark.parametrize("name", ablations.make_tables())
-def test_a_table_of_the_report_is_what_the_ablations_print(ablated, name):
-    assert ablations.markdown(name, ablated) in REPORT
+def table_of_the_word():
+    lines = read_csv("word.csv")
+    texts = ["W|reads|mean cosine|least", "---|---|---|---"]
+    for row in "start", "FA", "BP":
+        texts.append("|".join([row, *(line["value"] for line in lines if line["row"] == row)]))
+    return "\n".join(texts)
 
 
-def test_the_readmes_table_is_what_the_ablations_print(ablated):
-    assert ablations.summary(ablated) in README
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_the_reports_tables_are_what_the_scripts_print(name):
+    for table, (_, seeds, cell) in importlib.import_module(name).TABLES.items():
+        lines = [line for line in read_csv(f"{name}.csv") if line["table"] == table]
+        assert {int(line["seed"]) for line in lines} == set(range(seeds))
+        assert cell is None or markdown(table, lines, cell) in REPORT
 
 
-def test_the_reports_tables_of_runs_are_those_of_the_files():
+def test_the_other_tables_are_those_of_the_files():
+    assert table_of_the_word() in REPORT
     assert table_of_runs() in REPORT
     assert table_of_the_original() in REPORT
+    assert table_of_phases() in README
 
 
-def test_what_the_report_counts_is_what_the_file_has(ablated):
-    counts = []
-    for start in "usual", "half":
-        for growth in "some", "no":
-            row = f"{start}: {growth} error grows"
-            errors = ablations.values_of(ablated, "use, by start", row, "FA")
-            counts.append((len(errors), sum(error > 15 for error in errors)))
-    assert counts == [(9, 5), (41, 1), (2, 0), (48, 0)]
-    report = " ".join(REPORT.split())
-    assert "in 9 of the 50 seeds, and 5 of these end above 15 %; of the other 41 one" in report
-    assert "From half the start it is negative in 2, and none ends above 15 %" in report
+def test_what_the_scripts_print_bears_the_sentences():
+    assert read_csv("word.csv")[3]["value"] == "DUPLICATES"
+    assert read_csv("word.csv")[6]["value"] == "BACKGROUND"
+    errors = {"negative": [], "positive": []}
+    for line in read_csv("phases.csv"):
+        if line["table"] == "writing" and line["column"] == "8 epochs":
+            errors[line["row"].split()[-1]].append(float(line["value"]))
+    assert min(errors["negative"]) > 20 > max(errors["positive"])
+    assert sum(map(len, errors.values())) == 42
+
+
+def taken(row, column):
+    return mean("taken_away", table="taken away", row=row, column=column)
+
+
+def test_the_readmes_sentences_have_the_files_figures():
+    text = " ".join(README.split())
+    fa, bp, shallow = (mean_of_run("mnist", f"{rule}_error") for rule in ("fa", "bp", "shallow"))
+    zero, frozen = "the start: all weights from zero", "learning of W"
+    rows = "write, copy, use", "use another B", "write errors of other images"
+    rows += "write nothing, usual start", "copy nothing"
+    relu = [mean("phases", row=f"ReLU: {row}", column="8 epochs") for row in rows]
+    tanh = {rule: mean("deeper", row="784-256-64-10, tanh", column=rule) for rule in ("FA", "BP")}
+    for claim in (
+        f"at {fa:.1f} % test error, BP at {bp:.1f}",
+        f"only the last layer learns: {shallow:.0f} %",
+        f"FA gets to {taken(zero, 'FA'):.1f} %",
+        f"BP still gets to {taken(frozen, 'BP'):.1f} % through it; FA stays at {taken(frozen, 'FA'):.0f}",
+        f"{relu[0]:.1f} %, and {min(relu[1:]):.0f} to {max(relu[1:]):.0f} in the other rows",
+        f"FA gets to {tanh['FA']:.1f} % in five epochs and BP to {tanh['BP']:.1f} %",
+    ):
+        assert claim in text
+    assert taken(zero, "BP") > 85
+    assert taken("the hidden layer: softmax regression", "BP") > 7.5
+    assert mean_of_run("1000-units", "shallow_error") < 8.5
 
 
 @pytest.mark.parametrize("run", RUNS)
@@ -152,13 +219,6 @@ def execute(code, **scope):
     return scope
 
 
-def printed_by(code):
-    """Return what a program prints, run in this process."""
-    with contextlib.redirect_stdout(io.StringIO()) as printed:
-        execute(code, __name__="__main__")
-    return printed.getvalue()
-
-
 def printed_as_the_reader_runs(code, folder):
     """Return what a program prints that is run beside the project's files."""
     (folder / "example.py").write_text(code, encoding="utf-8")
@@ -184,38 +244,46 @@ def test_the_example_prints_what_is_said(tmp_path):
     assert angles[0] == pytest.approx(angles[1], abs=2)
 
 
-VARIATIONS = {  # what is replaced by what, and what copy and use come to
-    "no writing": ("learn(hidden, 60)\n", "", (3, 6), (1e3, math.inf)),
-    "no message": ("samples =", "readout.feedback.zero_()\nsamples =", (3, 6), (3, 6)),
-    "W = -B": (
-        "samples =",
-        "readout.weight.data = -readout.feedback\nsamples =",
-        (0.1, 2),
-        (0, 0.05),
+VARIATIONS = {  # the table's row: what is replaced by what
+    "as above": ("", ""),
+    "W starts at −B": (
+        'report("start")',
+        'readout.weight.data = -readout.feedback\nreport("start")',
     ),
-    "another B": (
+    "less writing": ("learn(hidden, 60)", "learn(hidden, 10)"),
+    "a different B": (
         "learn(hidden, 500)",
         "readout.feedback = FALinear(20, 10).feedback\nlearn(hidden, 500)",
-        (0.1, 2),
-        (10, math.inf),
     ),
-    "little writing": ("learn(hidden, 60)", "learn(hidden, 10)", (2, 5), (2, math.inf)),
+    "no writing": ("learn(hidden, 60)\n", ""),
 }
 
 
 @pytest.mark.parametrize("name", VARIATIONS)
-def test_a_change_of_the_example_does_what_is_said(name):
-    old, new, copied, used = VARIATIONS[name]
+def test_a_change_of_the_example_does_what_is_said_and_computed(name):
+    old, new = VARIATIONS[name]
     assert new.partition("\n")[0] in README
     code = blocks(README)[1]
-    assert code.count(old) == 1
-    *_, copy, use = losses(printed_by(code.replace(old, new)))
-    assert copied[0] < copy < copied[1]
-    assert used[0] < use < used[1]
+    assert not old or code.count(old) == 1
+    scope = {"__name__": "__main__"}
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        exec(code.replace(old, new) if old else code, scope)  # noqa: S102
+    *_, copied, used = losses(printed.getvalue())
+    W, B = scope["readout"].weight.detach(), scope["readout"].feedback
+    angle = script.angle(W.flatten(), B.flatten()).item()
+    least = torch.linalg.eigvals(W @ B.T).real.min().item()
+    (row,) = re.findall(rf"^{name}\|(.*)$", README, re.MULTILINE)
+    said = [float(text.strip("°").replace(",", "").replace("−", "-")) for text in row.split("|")]
+    assert said[0] == pytest.approx(copied, rel=0.1)
+    assert said[1] == pytest.approx(angle, abs=2)
+    assert said[2] == pytest.approx(least, abs=0.03)
+    assert said[3] == pytest.approx(said[0] * math.exp(-20 * said[2]), rel=0.2)
+    assert math.log(said[4]) == pytest.approx(math.log(used), abs=0.5)
+    assert abs(math.log10(said[3] / said[4])) < 1  # within a factor of ten
 
 
 def test_sign_symmetry_trains_beside_the_others(small, monkeypatch):
-    scope = execute(blocks(README)[2], FALinear=FALinear)
+    scope = execute(blocks(README)[2], FALinear=FALinear, torch=torch)
     monkeypatch.setitem(script.RULES, "sign", scope["SignSymmetry"])
     args = script.make_parser().parse_args(["--epochs=3"])
     networks = script.matched_networks(small, args, 0)
@@ -224,24 +292,24 @@ def test_sign_symmetry_trains_beside_the_others(small, monkeypatch):
     assert last["sign_loss"] < first["sign_loss"]
 
 
-def test_the_network_of_ones_own_works():
-    scope = execute(blocks(README)[3], nn=nn, FALinear=FALinear)
+# The report's recipes: a network and a B of one's own, a twin, the angle of a middle layer, a convolution
+
+
+def test_a_network_of_ones_own():
+    scope = execute(blocks(REPORT)[0], nn=nn, FALinear=FALinear)
     assert scope["network"](torch.randn(3, 784)).shape == (3, 10)
-
-
-# The report's recipes: a B of one's own, a twin, the angle of a middle layer, a convolution
 
 
 def test_a_B_of_ones_own():
     layer = FALinear(20, 10)
     my_B = torch.randn(10, 20)
-    execute(blocks(REPORT)[0], layer=layer, my_B=my_B)
+    execute(blocks(REPORT)[1], layer=layer, my_B=my_B)
     assert torch.equal(layer.feedback, my_B)
 
 
 def test_the_twin_has_the_layers_outputs_and_bps_messages():
     layer = FALinear(20, 10)
-    twin = execute(blocks(REPORT)[1], nn=nn, layer=layer)["twin"]
+    twin = execute(blocks(REPORT)[2], nn=nn, layer=layer)["twin"]
     h = torch.randn(3, 20, requires_grad=True)
     torch.testing.assert_close(twin(h), layer(h))
     (message,) = torch.autograd.grad(twin(h).sum(), h)
@@ -251,7 +319,7 @@ def test_the_twin_has_the_layers_outputs_and_bps_messages():
 def test_the_angle_of_a_middle_layer(capsys):
     layer = FALinear(6, 3)
     layer.feedback = -layer.weight.detach()
-    execute(blocks(REPORT)[2], layer=layer)
+    execute(blocks(REPORT)[3], layer=layer)
     layer(torch.randn(4, 6, requires_grad=True)).square().sum().backward()
     assert capsys.readouterr().out == "180\n"
 
@@ -259,7 +327,7 @@ def test_the_angle_of_a_middle_layer(capsys):
 def test_a_convolution():
     images = torch.randn(7, 2, 8, 8, requires_grad=True)
     sizes = {"in_channels": 2, "out_channels": 3, "height": 4, "width": 4}
-    scope = execute(blocks(REPORT)[3], FALinear=FALinear, F=F, images=images, **sizes)
+    scope = execute(blocks(REPORT)[4], FALinear=FALinear, F=F, images=images, **sizes)
     layer, error = scope["layer"], torch.randn(7, 3, 4, 4)
     kernel, feedback = (t.unflatten(1, (2, 5, 5)) for t in (layer.weight, layer.feedback))
     expected = F.conv2d(images, kernel, layer.bias)

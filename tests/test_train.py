@@ -98,33 +98,36 @@ def test_freeze_readout_trains_the_rest_alone_and_leaves_shallow_out(small):
         assert learning(network) & (HIDDEN | READOUT) == HIDDEN
 
 
-UNEVEN = {  # what the network of one rule is in place of (hidden, readout)
-    "narrower": lambda layer: {"hidden": nn.Linear(784, 8), "readout": layer(8, 10)},
-    "would broadcast": lambda layer: {"hidden": nn.Linear(784, 1), "readout": layer(1, 10)},
-    "renamed": lambda layer: {"below": nn.Linear(784, 16), "readout": layer(16, 10)},
-    "no bias": lambda layer: {"hidden": nn.Linear(784, 16, bias=False), "readout": layer(16, 10)},
-    "one more": lambda layer: {
-        "hidden": nn.Linear(784, 16),
-        "norm": nn.BatchNorm1d(16),
-        "readout": layer(16, 10),
-    },
-    "parametrised": lambda layer: {
-        "hidden": nn.utils.parametrizations.weight_norm(nn.Linear(784, 16)),
-        "readout": layer(16, 10),
-    },
-}
+DIFFERENCES = ["", "narrower", "would broadcast", "no bias", "one more", "parametrised", "renamed"]
 
 
-@pytest.mark.parametrize("difference", UNEVEN)
+def make_different(difference, layer):
+    """Return a network that differs from the usual."""
+    units = 8 if difference == "narrower" else 1 if difference == "would broadcast" else 16
+    layers = OrderedDict(hidden=nn.Linear(784, units, bias=difference != "no bias"))
+    if difference == "one more":
+        layers["norm"] = nn.BatchNorm1d(units)
+    if difference == "parametrised":
+        nn.utils.parametrizations.weight_norm(layers["hidden"])
+    if difference == "renamed":
+        layers["below"] = layers.pop("hidden")
+    layers["readout"] = layer(units, 10)
+    return nn.Sequential(layers)
+
+
+@pytest.mark.parametrize("difference", DIFFERENCES)
 @pytest.mark.parametrize("where", ["first", "last"])
 def test_networks_that_differ_are_refused(small, monkeypatch, difference, where):
+    first = next(iter(script.RULES.values()))
+
     def make_network(data, hidden, layer):
-        is_one = layer is next(iter(script.RULES.values()))
-        if is_one == (where == "first"):
-            return nn.Sequential(OrderedDict(UNEVEN[difference](layer)))
-        return nn.Sequential(OrderedDict(hidden=nn.Linear(784, 16), readout=layer(16, 10)))
+        is_different = (layer is first) == (where == "first")
+        return make_different(difference if is_different else "", layer)
 
     monkeypatch.setattr(script, "make_network", make_network)
+    if not difference:
+        assert matched(small)
+        return
     with pytest.raises((AssertionError, RuntimeError)):
         matched(small)
 

@@ -1,0 +1,504 @@
+"""Each experiment does to a network what its name says; what is computed exactly, is exact."""
+
+import csv
+import itertools
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import common
+import deeper
+import eigenvalues
+import phases
+import pytest
+import taken_away
+import torch
+import turn
+import word
+from matplotlib.figure import Figure
+from torch import nn
+from torch.testing import assert_close
+
+import train_fa_vs_bp_linear_model as script
+from fa_linear import FALinear
+
+
+@pytest.fixture(scope="module")
+def data():
+    """Few patterns: an epoch has 63 mini-batches."""
+    return script.random_patterns(train_size=2000, test_size=200)
+
+
+def fa_of(data, *options, **changes):
+    networks, args = common.set_up(data, 0, *options, rules=["fa"], **changes)
+    return networks, args, networks["fa"]
+
+
+def gradients(network, data):
+    """Return the gradients of a network's weights for the training images."""
+    network.zero_grad()
+    script.loss_function(network(data.train_images), data.train_labels).backward()
+    return {name: w.grad for name, w in network.named_parameters() if w.grad is not None}
+
+
+# What they share
+
+
+def test_the_networks_are_the_scripts_with_a_relu_if_asked_for(data):
+    networks, args = common.set_up(data, 3, "--hidden=7", "--init-scale=0.5")
+    expected = script.matched_networks(data, args, 3)
+    assert list(networks) == ["fa", "bp"]
+    assert_close(networks["fa"].state_dict(), expected["fa"].state_dict())
+    with_relu = common.set_up(data, 3, "--hidden=7", "--init-scale=0.5", relu=True)[0]["fa"]
+    h = expected["fa"].hidden(data.test_images).clamp(min=0)
+    assert_close(with_relu(data.test_images), expected["fa"].readout(h))
+
+
+def test_training_stops_after_the_steps_asked_for_as_the_script_would_be_then(data):
+    networks, args, network = fa_of(data)
+    rows = common.train_for(networks, data, args, 0, 70, script.measure, every=35)
+    assert list(rows) == [0, 1, 2, 4, 8, 16, 32, 35, 70]
+    expected, args, other = fa_of(data, "--epochs=9", "--log-every=70")
+    optimizer = script.make_optimizer(expected, args)
+    for row in script.train(expected, optimizer, data, args, 0, script.measure):
+        if row["step"] == 70:
+            break
+    assert rows[70]["fa_error"] == row["fa_error"]
+    assert_close(network.state_dict(), other.state_dict())
+
+
+def test_a_step_without_a_row_cannot_be_stopped_at(data):
+    networks, args, _ = fa_of(data)
+    with pytest.raises(AssertionError, match="no row"):
+        common.train_for(networks, data, args, 0, 70, script.measure, every=50)
+
+
+def random_table(_data, seed):
+    return {
+        "10 b": {"x": 2.0 * seed, "hidden": 1},
+        "9 a": {"x": seed / 10, "only": 1},
+        "c": {"x": 1},
+    }
+
+
+def failing_table(_data, seed):
+    if seed == 0:
+        raise ValueError("seed 0")
+    time.sleep(30)
+
+
+def cell(row, column, values):
+    return None if column == "hidden" else common.mean_and_deviation(row, column, values)
+
+
+TABLE = "t|x|only\n---|---|---\n9 a|0.050±0.071|1.0±0.0\n10 b|1.0±1.4|\nc|1.0±0.0|"
+
+
+@pytest.fixture
+def tiny_mnist(folder):
+    from test_run import write_data
+
+    write_data(folder / "MNIST/raw")
+    return str(folder)
+
+
+@pytest.mark.parametrize("options", [[], ["--seeds=2"], ["--seeds=1"]], ids=str)
+def test_tables_are_printed_and_files_written_by_a_complete_run_alone(tiny_mnist, capsys, options):
+    tables = {"t": (random_table, 2, cell), "u": (random_table, 1, None)}
+    common.main("x.py", "Doc.", tables, lambda _: Figure(), arguments=[tiny_mnist, *options])
+    printed = capsys.readouterr().out
+    if options == ["--seeds=1"]:
+        assert printed and not list(Path().glob("x.*"))
+        return
+    assert printed == f"\n{TABLE}\n"
+    assert Path("x.png").is_file()
+    with open("x.csv", encoding="utf-8") as file:
+        lines = list(csv.DictReader(file))
+    assert [line["table"] + line["seed"] for line in lines] == ["t0"] * 5 + ["t1"] * 5 + ["u0"] * 5
+    assert lines[5] == {"table": "t", "row": "10 b", "column": "x", "seed": "1", "value": "2"}
+
+
+def test_an_error_in_one_seed_shows_at_once(tiny_mnist):
+    start = time.monotonic()
+    with pytest.raises(ValueError, match="seed 0"):
+        common.main("x.py", "Doc.", {"t": (failing_table, 5, cell)}, arguments=[tiny_mnist])
+    assert time.monotonic() - start < 10
+    assert not Path("x.csv").exists()
+
+
+@pytest.mark.parametrize("whom", ["parent", "group"])
+def test_ctrl_c_stops_all_at_once_in_one_line(tiny_mnist, whom):
+    code = "import signal, time, common\n"
+    code += "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # if it was ignored
+    code += "def slow(data, seed):\n    print('on', flush=True)\n"
+    code += "    time.sleep(60)\n"
+    code += f"common.main('x.py', 'Doc.', {{'t': (slow, 9, None)}}, arguments=[{tiny_mnist!r}])\n"
+    run = subprocess.Popen(
+        [sys.executable, "-c", code],
+        env=os.environ | {"PYTHONPATH": str(Path(common.__file__).parent)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    assert run.stdout.readline().startswith("on")  # two may print at once
+    (os.kill if whom == "parent" else os.killpg)(run.pid, signal.SIGINT)
+    _, errors = run.communicate(timeout=10)  # of the processes, too: they hold the pipes
+    assert errors == "Stopped; nothing is written.\n" and run.returncode == 1
+
+
+def test_without_mnist_a_line_names_the_command_and_nothing_is_downloaded(folder):
+    with pytest.raises(SystemExit, match="train_fa_vs_bp_linear_model.py"):
+        common.load(str(folder))
+    assert not list(folder.iterdir())
+
+
+# word.py
+
+
+def test_a_word_that_is_spelled_can_be_read():
+    like = torch.randn(10, 400)
+    for text in "DUPLICATES", "BACKGROUND", "FJHMQVWXYZ":
+        matrix = word.spell(text, like)
+        assert word.read(matrix)[0] == text
+        assert_close(matrix.std(), like.std())
+        assert_close(matrix.mean(dim=1), torch.zeros(10), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("text", ["DUPLICATE", "DUPLICATED", "DUPLICAT3S", "ÄUPLICATES", ""])
+def test_what_is_no_word_of_ten_different_letters_is_refused(text, capsys):
+    with pytest.raises(SystemExit):
+        word.main(["nowhere", text, "BACKGROUND"])
+    assert "ten different letters" in capsys.readouterr().err
+
+
+def test_b_spells_both_networks_start_as_the_other_word_and_what_is_gained_is_by_digit(data):
+    found = word.train(data, "DUPLICATES", "BACKGROUND", 64)
+    assert [word.read(found[name])[0] for name in ("B", "start")] == ["DUPLICATES", "BACKGROUND"]
+    networks, args, network = fa_of(data, "--hidden=400", "--init-scale=0.1")
+    network.readout.feedback, network.readout.weight.data = found["B"], found["start"]
+    before = network.hidden(data.test_images)
+    common.train_for(networks, data, args, 0, 64, lambda *_: {})
+    gained = network.hidden(data.test_images) - before
+    means = [gained[data.test_labels == digit].mean(dim=0) for digit in range(10)]
+    assert_close(found["gained"], torch.stack(means) - sum(means) / 10, rtol=1e-3, atol=1e-3)
+    assert_close(found["FA"], network.readout.weight.detach(), rtol=1e-3, atol=1e-4)
+    assert not torch.allclose(found["BP"], found["FA"])
+
+
+def test_fa_turns_one_word_into_the_other_and_bp_does_not(mnist):
+    found = word.train(mnist, "DUPLICATES", "BACKGROUND", 512)
+    fa, bp = word.read(found["FA"])[0], word.read(found["BP"])[0]
+    assert sum(a == b for a, b in zip(fa, "DUPLICATES")) >= 7
+    assert bp == "BACKGROUND"
+
+
+# phases.py
+
+ERRORS = {1875: {"error": 1.0}, 15000: {"error": 2.0}}
+
+
+@pytest.mark.parametrize("layer", ["hidden", "readout"])
+def test_a_layer_that_learns_alone_changes_alone(data, layer):
+    networks, args, network = fa_of(data)
+    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    phases.learn_alone(layer, networks, data, args, 0, 5)
+    after = network.state_dict()
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert changed == {f"{layer}.weight", f"{layer}.bias"}
+
+
+def test_labels_are_permuted_by_the_seed_and_nothing_else_is_changed(data):
+    changed = phases.permuted(data, 3)
+    order = torch.randperm(2000, generator=torch.Generator().manual_seed(3))
+    assert torch.equal(changed.train_labels, data.train_labels[order])
+    assert changed.train_images is data.train_images and changed.test_labels is data.test_labels
+
+
+def test_what_is_done_in_each_phase(data, monkeypatch):
+    done, usual = [], fa_of(data)[2].readout.weight.norm()
+
+    def learn_alone(layer, networks, given, args, seed, steps, every=None):
+        network = networks["fa"]
+        size = (network.readout.weight.norm() / usual).item() if len(network) == 2 else 0
+        assert network.hidden.out_features == (20 if len(network) == 2 else 50)
+        labels = "true" if given.train_labels is data.train_labels else "other"
+        done.append((layer, steps, labels, network.readout.feedback.sum().item(), len(network)))
+        if steps == phases.USE:
+            done.append(round(size, 2))
+        return ERRORS
+
+    monkeypatch.setattr(phases, "learn_alone", learn_alone)
+    rows = phases.phases(data, 0)
+    assert len(rows) == 12
+    for layers, size in (2, 0.1), (3, 0):
+        B = done[0][3]
+        write, copied, use = ("hidden", 64), ("readout", 2000), ("hidden", 15000)
+        plan = [[write, copied, use, size], [write, copied, use, size], [write, copied, use, size]]
+        plan += [[copied, use, size], [copied, use, 1 if size else 0], [write, use, size]]
+        for number, steps in enumerate(plan):
+            for step in steps:
+                found = done.pop(0)
+                if not isinstance(step, tuple):
+                    assert found == step
+                    continue
+                labels = "other" if number == 2 and step == write else "true"
+                assert (*found[:3], found[4]) == (*step, labels, layers)
+                assert (found[3] == B) == (number != 1 or step != use)  # 1: another B
+
+
+def test_how_long_is_written_and_the_signs_are_told_apart(data, monkeypatch):
+    leasts = itertools.cycle([-0.1, 0.1])
+    run = lambda *_, written, write: {"write": write, "least eigenvalue": next(leasts)}
+    monkeypatch.setattr(phases, "run", run)
+    rows = phases.writing(data, 0)
+    assert [columns["write"] for columns in rows.values()] == [4, 8, 12, 16, 24, 32, 128]
+    assert list(rows)[:2] == ["4 steps, negative", "8 steps, positive"]
+
+
+def test_a_span_is_from_least_to_largest():
+    assert phases.span("", "x", [2.0, -1.0]) == "-1.0 to 2.0"
+    assert phases.span("", "runs", [1.0, 1.0]) == "2"
+
+
+def test_written_is_the_change_of_v(data, monkeypatch):
+    networks, args, network = fa_of(data)
+
+    def learn_alone(layer, *_, **__):
+        if layer == "hidden":
+            network.hidden.weight.data += 1
+        return ERRORS
+
+    monkeypatch.setattr(phases, "learn_alone", learn_alone)
+    row = phases.run(networks, args, data, 0, written=data)
+    assert row["‖ΔV‖"] == pytest.approx((784 * 20) ** 0.5, rel=1e-3)
+
+
+# turn.py
+
+
+@pytest.mark.parametrize("dose", [-2, 0, 0.5, 1])
+def test_a_dose_gives_w_the_gradient_of_h0_and_so_much_of_what_was_written(data, dose):
+    _, _, network = fa_of(data)
+    h0 = network.hidden(data.train_images).detach()
+    dosed = turn.Dosed(network, dose)
+    with torch.no_grad():
+        network.hidden.weight.mul_(3)
+    whole = {name: grad.clone() for name, grad in gradients(network, data).items()}
+    e = script.error_signal(network(data.train_images), data.train_labels) / 2000
+    h = network.hidden(data.train_images).detach()
+    found = gradients(dosed, data)
+    expected = whole | {"readout.weight": e.T @ (h0 + dose * (h - h0))}
+    assert found.keys() == expected.keys()
+    for name in expected:
+        assert_close(found[name], expected[name], rtol=1e-3, atol=1e-4)
+    assert_close(dosed(data.test_images), network(data.test_images))
+
+
+@pytest.mark.parametrize("dose", [-1, 0, 1])
+def test_the_computed_turn_is_exact_if_errors_stay_what_they_are(data, dose):
+    """Full-batch training on a loss whose gradient is constant: e of the start."""
+    _, args, network = fa_of(data, "--weight-decay=0", "--lr=0.01")
+    y = network(data.train_images)
+    constant = script.error_signal(y, data.train_labels) / 2000
+    computed = turn.compute(network, data, args, 20, dose)
+    dosed = turn.Dosed(network, dose)
+    optimizer = script.make_optimizer(dosed, args)
+    for angle in computed:
+        assert turn.angle_at_readout({"fa": dosed}, data)["angle"] == pytest.approx(angle, abs=0.05)
+        optimizer.zero_grad()
+        dosed(data.train_images).backward(constant)
+        optimizer.step()
+    assert dose == 0 or abs(computed[20] - computed[0]) > 2
+
+
+def test_the_turn_of_other_networks_is_not_computed(data):
+    _, args, network = fa_of(data, relu=True)
+    with pytest.raises((AssertionError, ValueError)):
+        turn.compute(network, data, args, 3, 1)
+
+
+@pytest.mark.parametrize("relu", [False, True])
+def test_the_law_holds_for_one_small_step(data, relu):
+    networks, _, network = fa_of(data, relu=relu)
+    networks.double()
+    one = data._replace(
+        train_images=data.train_images[:9].double(), train_labels=data.train_labels[:9]
+    )
+    sides = [turn.both_sides(networks, one)]
+    gradients(network, one)
+    torch.optim.SGD(network.parameters(), lr=1e-6).step()
+    sides.append(turn.both_sides(networks, one))
+    product, half = (sides[1][key] - sides[0][key] for key in ("product", "half"))
+    assert product == pytest.approx(half, rel=1e-3)
+    assert sides[0]["half"] == pytest.approx(
+        (network.hidden.weight.square().sum() + network.hidden.bias.square().sum()).item() / 2
+    )
+
+
+def test_the_law_is_for_plain_sgd_and_the_default_with_and_without_a_relu(data, monkeypatch):
+    seen = []
+
+    def train_for(networks, data, args, seed, steps, measure):
+        units = networks["fa"].hidden.out_features
+        seen.append(
+            (args.momentum, args.weight_decay, units, len(networks["fa"]), args.init_scale, steps)
+        )
+        return {0: {"product": 0, "half": 0}, steps: {"product": 1, "half": 2}}
+
+    monkeypatch.setattr(turn, "train_for", train_for)
+    assert [row["first of second, %"] for row in turn.law(data, 0).values()] == [50] * 4
+    plain, default = (0, 0), (0.9, 0.001)
+    kinds = (20, 2), (50, 3)
+    assert seen == [(*how, *kind, 0.1, 3750) for how in (plain, default) for kind in kinds]
+
+
+def test_on_mnist_each_dose_turns_w_as_was_computed(mnist, monkeypatch):
+    monkeypatch.setattr(turn, "DOSES", (-1, 0, 1))
+    rows = turn.turn(mnist, 0)
+    for columns in rows.values():
+        assert columns["48: measured"] == pytest.approx(columns["48: computed"], abs=3)
+    reversed_, cut, copied = (columns["48: measured"] for columns in rows.values())
+    assert reversed_ > cut + 10 > copied + 30
+
+
+# eigenvalues.py
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_the_eigenvalues_are_for_errors_that_sum_to_zero(sign):
+    readout = FALinear(10, 10)
+    readout.feedback = torch.eye(10)
+    readout.weight.data = sign * torch.eye(10) - torch.ones(10, 10) / 2  # on errors all alike: -5
+    readout.weight.data[0, 1] += 8  # for the symmetric part
+    readout.weight.data[0, 2] -= 8
+    found = eigenvalues.eigenvalues(readout.weight.detach())
+    assert_close(found.real, torch.full((9,), float(sign)), rtol=0, atol=0.05)
+    whole, symmetric = eigenvalues.least_eigenvalues(readout)
+    assert whole == pytest.approx(sign, abs=0.05) and symmetric < sign - 2
+
+
+def test_from_which_step_none_is_negative(data, monkeypatch):
+    least = lambda step: [-0.1 if step in (0, 50, 125) else 0.1, -0.1]
+    rows = {step: {"of": least(step), "all": []} for step in range(0, 9376, 25)}
+    monkeypatch.setattr(eigenvalues, "train_for", lambda *_: rows)
+    found = eigenvalues.follow(data, 0)
+    assert list(found[eigenvalues.FROM].values()) == [150, 9400]
+    assert list(found["125"].values()) == [-0.1, -0.1]
+
+
+def test_a_cell_counts_what_is_negative_and_has_the_median_step():
+    assert eigenvalues.cell("125", "", [1.0, -3.0]).endswith("negative in 1")
+    assert eigenvalues.cell(eigenvalues.FROM, "", [100, 125, 400]) == "125 (100 to 400)"
+
+
+# taken_away.py
+
+
+@pytest.mark.parametrize(
+    ("change", "frozen"),
+    [
+        (taken_away.freeze_hidden, {"hidden.weight", "hidden.bias"}),
+        (taken_away.freeze_W, {"readout.weight"}),
+    ],
+)
+@pytest.mark.parametrize("rule", ["fa", "bp"])
+def test_what_is_frozen(data, change, frozen, rule):
+    networks, _ = common.set_up(data, 0)
+    change(networks)
+    assert {n for n, p in networks[rule].named_parameters() if not p.requires_grad} == frozen
+
+
+def test_copying_is_cut_and_starts_are_changed(data):
+    networks, _ = common.set_up(data, 0)
+    W, B = networks["fa"].readout.weight.detach(), networks["fa"].readout.feedback
+    taken_away.start_at_minus_B(networks)
+    assert torch.equal(networks["fa"].readout.weight, -B) and not torch.equal(W, -B)
+    taken_away.start_at_zero(networks)
+    assert not any(weight.any() for weight in networks.parameters()) and B.any()
+    taken_away.cut_copying(networks)
+    assert [(type(network), network.dose) for network in networks.values()] == [(turn.Dosed, 0)] * 2
+    networks, _ = common.set_up(data, 0)
+    taken_away.drop_hidden(networks)
+    assert networks["bp"].weight.shape == (10, 784)
+
+
+@pytest.mark.parametrize(("steps", "draws"), [(1, 6), (3, 2), (10, 1)])
+def test_b_is_drawn_anew_every_so_many_steps_and_not_by_measuring(data, steps, draws):
+    _, _, network = fa_of(data)
+    taken_away.redraw_B(network.readout, steps)
+    seen = {network.readout.feedback.sum().item()}
+    for _step in range(6):
+        network.eval()(data.test_images)
+        network.train()(data.train_images[:4])
+        seen.add(network.readout.feedback.sum().item())
+    assert len(seen) == 1 + draws
+
+
+def test_noise_has_each_messages_norm_but_not_its_direction(data):
+    readout, h = fa_of(data)[2].readout, torch.randn(50, 20, requires_grad=True)
+    taken_away.send_noise(readout)
+    error = torch.randn(50, 10)
+    readout(h).backward(error)
+    message = error @ readout.feedback
+    assert_close(h.grad.norm(dim=1), message.norm(dim=1))
+    assert script.angle(h.grad, message).mean().item() == pytest.approx(90, abs=15)
+    readout(h.detach())  # measured: there is no message
+
+
+# deeper.py
+
+
+@pytest.mark.parametrize("name", deeper.NETWORKS)
+def test_the_deeper_networks_are_matched_and_differ_in_their_class(name):
+    networks = deeper.make_networks(name, 0)
+    assert all(map(torch.equal, networks["fa"].parameters(), networks["bp"].parameters()))
+    first, *others = [layer for layer in networks["fa"] if isinstance(layer, nn.Linear)]
+    assert type(first) is nn.Linear and {type(layer) for layer in others} == {FALinear}
+    assert not any(isinstance(layer, FALinear) for layer in networks["bp"])
+    units = [first.in_features, *(layer.out_features for layer in [first, *others])]
+    between = "tanh" if any(isinstance(layer, nn.Tanh) for layer in networks["fa"]) else "linear"
+    assert f"{'-'.join(map(str, units))}, {between}" == name
+
+
+def test_rates_are_chosen_on_the_last_10000_training_images(monkeypatch):
+    images, labels = torch.arange(30_000)[:, None], torch.arange(30_000)
+    data, seen = script.DataSet("", 10, images, labels, images[:7], labels[:7]), []
+
+    def train(networks, held_out, seed, rate):
+        assert held_out.train_images.flatten().equal(labels[:20_000])
+        assert held_out.train_labels.equal(labels[:20_000]) and seed == 0
+        assert held_out.test_images.flatten().equal(labels[20_000:])
+        assert held_out.test_labels.equal(labels[20_000:])
+        seen.append(rate)
+        return {"fa_error": abs(rate - 3e-2), "bp_error": abs(rate - 3e-3)}
+
+    monkeypatch.setattr(deeper, "train", train)
+    best = {"fa": 3e-2, "bp": 3e-3}
+    assert deeper.choose_rates(data) == dict.fromkeys(deeper.NETWORKS, best)
+    assert seen == [1e-3, 3e-3, 1e-2, 3e-2, 1e-1] * 3
+    done = lambda networks, data, seed, rate: {f"{next(iter(networks))}_error": (seed, rate)}
+    monkeypatch.setattr(deeper, "train", done)
+    for columns in deeper.deeper(data, 2, dict.fromkeys(deeper.NETWORKS, best)).values():
+        assert columns == {"FA, rate": 3e-2, "FA": (2, 3e-2), "BP, rate": 3e-3, "BP": (2, 3e-3)}
+
+
+# On MNIST, with room for other processors' rounding
+
+
+def test_writing_and_copying_are_needed_to_use(mnist, monkeypatch):
+    monkeypatch.setattr(phases, "USE", common.EPOCH)
+    errors = {}
+    for name, changes in [
+        ("use", {"written": mnist}),
+        ("another B", {"written": mnist, "another_B": True}),
+        ("other images", {"written": phases.permuted(mnist, 0)}),
+        ("not copied", {"written": mnist, "copies": False}),
+    ]:
+        networks, args, _ = fa_of(mnist, phases.TENTH)
+        errors[name] = phases.run(networks, args, mnist, 0, **changes)["8 epochs"]
+    assert errors.pop("use") < 15
+    assert min(errors.values()) > 50
