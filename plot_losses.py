@@ -103,9 +103,8 @@ def plot(rows, config, folder):
     cells = [name for name in names for _half in range(2)] + ["start", "end"] * bool(readouts)
     cells += ["."] * (-len(cells) % 4)
     mosaic = np.reshape(cells, (-1, 4)).tolist()
-    figure = Figure(
-        figsize=(10, 3.75 * len(mosaic)), layout="constrained"
-    )  # no pyplot: nothing global
+    # Without pyplot, so that nothing global is changed.
+    figure = Figure(figsize=(10, 3.75 * len(mosaic)), layout="constrained")
     figure.suptitle(f"{config['title']}; {seeds_text(rows, log)}", parse_math=False, wrap=True)
     panels = figure.subplot_mosaic(mosaic)
     explained = set()

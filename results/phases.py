@@ -2,7 +2,7 @@
 
     python results/phases.py DATA_DIR              writes phases.csv beside this file
 
-6 minutes on two cores. One layer of FA's network learns at a time: the hidden layer writes, for 64
+10 minutes on two cores. One layer of FA's network learns at a time: the hidden layer writes, for 64
 steps; the readout copies, for 2,000; the hidden layer uses the W that now stands still, for one and
 for eight epochs. W and V start a tenth as large as usual, B does not.
 

@@ -2,7 +2,7 @@
 
     python results/taken_away.py DATA_DIR          writes taken_away.csv beside this file
 
-6 minutes on two cores. FA and BP are test errors in percent, W and B their angle at the end. In the
+7 minutes on two cores. FA and BP are test errors in percent, W and B their angle at the end. In the
 third table, B is drawn anew before every so many mini-batches, or messages are noise, of the size that
 they would have had.
 """

@@ -157,6 +157,11 @@ def test_what_makes_no_sense_is_refused_in_one_line_before_anything_is_done(opti
     assert list(Path().rglob("*")) == [Path("there")]
 
 
+@pytest.mark.parametrize("seed", [-(2**63), 2**63 - 1])
+def test_the_outermost_seeds_are_taken(seed):
+    assert script.make_parser().parse_args([f"--seeds={seed}"]).seeds == [seed]
+
+
 @pytest.mark.parametrize("mistake", ["device", "loss", "train", "test"])
 def test_what_fails_in_the_first_step_leaves_no_folder(small, monkeypatch, mistake):
     if mistake == "loss":
