@@ -1,8 +1,8 @@
 """Feedback alignment for one linear layer, used like `torch.nn.Linear`.
 
 The layer computes y = W h + b. An error e comes back to it: dL/dy, or what an FA layer above sends.
-Its own weights learn from it as always, by e h^T and e. What differs is the message that it sends to
-the layers below:
+Its own weights learn from it as usual, by e h^T and e. What differs is the message that it sends
+to the layers below:
 
     backpropagation (BP):     W^T e, which is dL/dh
     feedback alignment (FA):  B^T e, in place of dL/dh; B is random, and never changes
@@ -26,8 +26,8 @@ class FALinearFunction(torch.autograd.Function):
     """W h + b, with a backward pass that uses B (`feedback`) in place of W (`weight`).
 
     `FALinearFunction.apply(input, weight, bias, feedback)` runs `forward`, and lets `setup_context`
-    put into `ctx` what the backward pass will need. `loss.backward()` gives that `ctx` and the error
-    to `backward`, which returns a gradient for each argument of `forward`.
+    put into `ctx` what the backward pass will need. `loss.backward()` gives that `ctx` and the
+    error to `backward`, which returns a gradient for each argument of `forward`.
 
     Examples are rows: `input` (..., in_features), `grad_output` (..., out_features). So B^T e reads
     e @ B. `weight` and `feedback` are (out_features, in_features), `bias` (out_features,) or None.
@@ -66,19 +66,20 @@ class FALinear(nn.Linear):
     """`nn.Linear` that teaches the layers below it by feedback alignment.
 
     Arguments, outputs and initial weights are those of `nn.Linear`. B is the buffer `feedback`,
-    drawn like W: shape (out_features, in_features), saved with the layer, and not a parameter. For
-    real numbers only. The first layer of a network has no layer below to teach: an `nn.Linear` will do.
+    drawn like W: shape (out_features, in_features), saved with the layer, and not a parameter. Real
+    numbers only. A network's first layer has none below to teach: an `nn.Linear` will do.
 
         network = nn.Sequential(nn.Linear(784, 20), FALinear(20, 10))
 
     Limits:
         - Gradients below the layer are messages. For saliency or attacks, use a twin: an nn.Linear
           that shares this layer's weight and bias.
-        - B^T e is no derivative, so nothing can be differentiated twice through the layer: some ways
+        - B^T e is no derivative, so do not differentiate twice through the layer: some attempts
           raise a RuntimeError, others (a gradient penalty, hessian) are silently wrong.
-        - Code that uses the weight without calling the layer silently trains by BP: programs made by
-          torch.export, nn.MultiheadAttention. And torch.compile around a torch.func transform gives
-          wrong gradients unless torch.compiler.allow_in_graph(FALinearFunction) was called.
+        - Code that uses the weight without calling the layer silently trains by BP: programs made
+          by torch.export, nn.MultiheadAttention.
+        - torch.compile around a torch.func transform gives wrong gradients unless
+          torch.compiler.allow_in_graph(FALinearFunction) was called.
     """
 
     def reset_parameters(self) -> None:
@@ -90,5 +91,5 @@ class FALinear(nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:
         """Return input W^T + b: (..., in_features) -> (..., out_features)."""
-        # Detached: a B that a rule of yours computes from W is a constant to the backward pass.
+        # Detached: if your rule computes B from W, no gradient flows through that.
         return FALinearFunction.apply(input, self.weight, self.bias, self.feedback.detach())

@@ -1,7 +1,7 @@
 """Plot what a run of train_fa_vs_bp_linear_model.py logged.
 
-Lines are means over the seeds, bands one sample standard deviation. Below, a dot for each connection
-from a hidden unit to an output: its weight in W against that in B.
+Lines are means over the seeds, bands one sample standard deviation. Below, a dot for each
+connection from a hidden unit to an output: its weight in W against that in B.
 """
 
 import argparse
@@ -19,8 +19,9 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator
 
-# What is drawn, by how a column's name ends after the rule's: the panel and, where a rule has several
-# curves in it, what the legend says of each, and its line. The first ending that fits counts.
+# What is drawn, by how a column's name ends after the rule's: the panel and, where a rule has
+# several curves in it, what the legend says of each, and its line. The first ending that fits
+# counts.
 ENDINGS = {
     "_loss": ("loss", None, None),
     "_error": ("error", None, None),

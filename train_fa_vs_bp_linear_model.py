@@ -1,8 +1,8 @@
 """Train matched linear networks by feedback alignment and by backpropagation, on MNIST.
 
-Networks of 784 pixels, 20 hidden units and 10 outputs y start from the same weights and see the same
-mini-batches. Their last layer is called the readout. All that differs is the message by which the
-error e = dL/dy teaches the hidden layer:
+Networks of 784 pixels, 20 hidden units and 10 outputs y start from the same weights and see the
+same mini-batches. Their last layer is called the readout. All that differs is the message by which
+the error e = dL/dy teaches the hidden layer:
 
     fa       B^T e: e sent back through a fixed random matrix B (feedback alignment)
     bp       W^T e: e sent back through the weights W of the readout (backpropagation)
@@ -46,8 +46,8 @@ class DataSet(NamedTuple):
     """Images, float32 (n, pixels), and labels, int64 (n,), from 0 to classes - 1.
 
     To change them, make another by `data._replace(...)`, as all seeds get this one; what stands in
-    test_images is what "test error" means. Draw what is random from a torch.Generator of its own, as
-    `minibatches` does: what the global one gives depends on which rules are compared.
+    test_images is what "test error" means. Draw what is random from a torch.Generator of its own,
+    as `minibatches` does: what the global one gives depends on which rules are compared.
     """
 
     name: str
@@ -135,8 +135,9 @@ def train(networks, optimizer, data, args, seed, measure):
         losses = [loss_function(network(images), labels) for network in networks.values()]
         losses = torch.stack(losses)
         optimizer.zero_grad()
-        # No two networks share a weight: each gets its own gradient. (So clip each by itself, as the
-        # norm over all would couple them. A penalty belongs into this sum: above, it would be logged.)
+        # No two networks share a weight: each gets its own gradient. (So clip each by itself, as
+        # the norm over all would couple them. A penalty belongs into this sum: above, it would be
+        # logged.)
         losses.sum().backward()
         losses_since_row.append(losses.detach())
         is_early = step < args.log_every and step.bit_count() == 1  # at powers of two
@@ -169,8 +170,8 @@ def measure(networks, data):
     """Return {column: value}: test errors and, where the readout has a B, two angles.
 
     RULE_error is the percentage of the test images that a network misclassifies. The angles are in
-    degrees: RULE_message_angle between B^T e and W^T e, a mean over the test images (as in Lillicrap
-    et al. 2016, Figs. 1 and 2); RULE_weight_angle between B and W as two long vectors.
+    degrees: RULE_message_angle between B^T e and W^T e, a mean over the test images (as in
+    Lillicrap et al. 2016); RULE_weight_angle between B and W as two long vectors.
     """
     networks.eval()  # for layers that you may add, such as dropout
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""What the experiments beside this file share: networks, training, seeds in parallel, and tables."""
+"""What the experiments beside this file share: networks, training, seeds in parallel, tables."""
 
 import argparse
 import csv
@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import train_fa_vs_bp_linear_model as script
 
-EPOCH = 1875  # steps
+EPOCH = 1875  # steps: 60,000 images in mini-batches of 32
 
 
 def set_up(data, seed, *options, rules=("fa", "bp"), relu=False):
@@ -39,6 +39,7 @@ def train_for(networks, data, args, seed, steps, measure, every=None):
     """Train for so many steps; return {step: row} with what `measure(networks, data)` returns.
 
     There is a row each `every` steps (by default only at the last), and at the powers of two below.
+    The optimizer is a new one, and the mini-batches are the seed's from the first on.
     """
     args.log_every, args.epochs = every or steps, steps  # more epochs than are needed
     assert steps % args.log_every == 0, "there would be no row to stop at"
@@ -93,6 +94,7 @@ def markdown(table, lines, cell=mean_and_deviation):
     """
     own = [line for line in lines if line["table"] == table]
     rows, columns = (list(dict.fromkeys(line[key] for line in own)) for key in ("row", "column"))
+    # "128 steps" after "4 steps", and both before rows without a number
     rows.sort(key=lambda row: int(row.split()[0]) if row.split()[0].isdigit() else 10**9)
     columns = [column for column in columns if cell("", column, []) is not None]
     texts = [[table, *columns], ["---"] * (1 + len(columns))]
@@ -102,27 +104,28 @@ def markdown(table, lines, cell=mean_and_deviation):
     return "\n".join("|".join(text) for text in texts)
 
 
-def save(file, lines, figure=None):
-    """Write NAME.csv and NAME.png beside NAME.py."""
+def save(file, lines, draw=None):
+    """Write NAME.csv and, if draw(lines) returns a picture, NAME.png beside NAME.py."""
     with open(Path(file).with_suffix(".csv"), "w", newline="", encoding="utf-8") as csv_file:
         writer = csv.DictWriter(csv_file, lines[0].keys(), lineterminator="\n")
         writer.writeheader()
         writer.writerows(lines)
-    if figure:
-        figure.savefig(Path(file).with_suffix(".png"), dpi=100)
+    if draw:
+        with style.context("default"):  # whatever the user's settings are
+            draw(lines).savefig(Path(file).with_suffix(".png"), dpi=100)
 
 
 def main(file, doc, tables, draw=None, prepare=None, arguments=None):
     """Run a script: tables is {name: (function, seeds, cell)}; draw(lines) returns its picture.
 
-    function(data, seed) returns {row: {column: number}}; without a cell, it is for the picture alone.
-    What prepare(data) returns, if it is given, is one more argument of each function.
+    function(data, seed) returns {row: {column: number}}; without a cell, it is for the picture
+    alone. What prepare(data) returns, if it is given, is one more argument of each function.
     """
     parser = argparse.ArgumentParser(description=doc.partition("\n")[0])
     parser.add_argument("data_dir", type=os.path.expanduser, help="where MNIST is")
     most = max(seeds for _, seeds, _ in tables.values())
     note = "with fewer than the default, tables are printed and nothing is written"
-    parser.add_argument("--seeds", type=script.in_range(int, 1), default=most, help=note)
+    parser.add_argument("--seeds", type=script.in_range(int, 1, most), default=most, help=note)
     args = parser.parse_args(arguments)
     data = load(args.data_dir)  # an error now, not in each process
     handler = signal.getsignal(signal.SIGINT)
@@ -141,8 +144,7 @@ def main(file, doc, tables, draw=None, prepare=None, arguments=None):
         sys.exit("Stopped; nothing is written.")
     lines.sort(key=lambda line: (list(tables).index(line["table"]), line["seed"]))
     if args.seeds >= most:
-        with style.context("default"):  # whatever the user's settings are
-            save(file, lines, draw(lines) if draw else None)
+        save(file, lines, draw)
     sys.stdout.reconfigure(errors="replace")  # a file's encoding may lack a character
     for name, (_, _, cell) in tables.items():
         if cell:

@@ -2,9 +2,9 @@
 
     python results/deeper.py DATA_DIR              writes deeper.csv beside this file
 
-5 minutes on two cores. Five epochs in mini-batches of 64. For each network and rule the learning rate
-is chosen on the last 10,000 training images, from networks that learned (seed 0) from the others. Then
-three seeds learn from all, at that rate; the table has their test errors in percent.
+5 minutes on two cores. Five epochs in mini-batches of 64. For each network and rule the learning
+rate is chosen on the last 10,000 training images, from networks that learned (seed 0) from the
+others. Then three seeds learn from all, at that rate; the table has their test errors in percent.
 """
 
 import sys

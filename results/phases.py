@@ -7,7 +7,8 @@ steps; the readout copies, for 2,000; the hidden layer uses the W that now stand
 for eight epochs. W and V start a tenth as large as usual, B does not.
 
 Columns: ‖ΔV‖ is how much was written. The angle of W and B, and the least eigenvalue (real part) of
-W B^T and of its symmetric part, are those of the W and B that are used. Then test errors in percent.
+W B^T and of its symmetric part, are those of the W and B that are used. Then test errors in
+percent.
 """
 
 import torch
@@ -35,21 +36,22 @@ def error(networks, data):
 
 
 def permuted(data, seed):
-    """Return the data with each training image's label given to another image."""
+    """Return the data with the training labels permuted."""
     order = torch.randperm(len(data.train_labels), generator=torch.Generator().manual_seed(seed))
     return data._replace(train_labels=data.train_labels[order])
 
 
-def run(networks, args, data, seed, written=None, write=WRITE, copies=True, another_B=False):
-    """Let a network write what it is given (if any), copy, and use; return a table's row."""
+def run(networks, args, data, seed, write_from=None, steps=WRITE, copies=True, another_B=False):
+    """Let a network write from data (if given) for so many steps, copy, use; return a row."""
     readout, V = networks["fa"].readout, networks["fa"].hidden.weight
     start = V.detach().clone()
-    if written:
-        learn_alone("hidden", networks, written, args, seed, write)
+    if write_from:
+        learn_alone("hidden", networks, write_from, args, seed, steps)
     columns = {"‖ΔV‖": (V - start).norm().item()}
     if copies:
         learn_alone("readout", networks, data, args, seed, COPY)
     if another_B:
+        # Its B, not its W: that one has the numbers that B was drawn from.
         readout.feedback = FALinear(readout.in_features, readout.out_features).feedback
     W = readout.weight.detach().flatten()
     columns["angle"] = script.angle(W, readout.feedback.flatten()).item()
@@ -65,12 +67,12 @@ def phases(data, seed):
     others = permuted(data, seed)
     for name, hidden, relu in ("linear", 20, False), ("ReLU", 50, True):
         for label, scale, changes in (
-            ("write, copy, use", TENTH, {"written": data}),
-            ("use another B", TENTH, {"written": data, "another_B": True}),
-            ("write errors of other images", TENTH, {"written": others}),
+            ("write, copy, use", TENTH, {"write_from": data}),
+            ("use another B", TENTH, {"write_from": data, "another_B": True}),
+            ("write errors of other images", TENTH, {"write_from": others}),
             ("write nothing", TENTH, {}),
             ("write nothing, usual start", "--init-scale=1", {}),
-            ("copy nothing", TENTH, {"written": data, "copies": False}),
+            ("copy nothing", TENTH, {"write_from": data, "copies": False}),
         ):
             options = f"--hidden={hidden}", scale
             networks, args = set_up(data, seed, *options, rules=["fa"], relu=relu)
@@ -83,7 +85,7 @@ def writing(data, seed):
     rows = {}
     for steps in 4, 8, 12, 16, 24, 32, 128:
         networks, args = set_up(data, seed, TENTH, rules=["fa"])
-        columns = run(networks, args, data, seed, written=data, write=steps)
+        columns = run(networks, args, data, seed, write_from=data, steps=steps)
         sign = "negative" if columns["least eigenvalue"] < 0 else "positive"
         rows[f"{steps} steps, {sign}"] = {"runs": 1} | columns
     return rows
@@ -97,6 +99,7 @@ def span(_row, column, values):
     return f"{min(values):.{digits}f} to {max(values):.{digits}f}"
 
 
+# name: (function, seeds, what stands in a cell)
 TABLES = {"phases": (phases, 5, mean_and_deviation), "writing": (writing, 6, span)}
 
 if __name__ == "__main__":

@@ -3,8 +3,8 @@
     python results/taken_away.py DATA_DIR          writes taken_away.csv beside this file
 
 7 minutes on two cores. FA and BP are test errors in percent, W and B their angle at the end. In the
-third table, B is drawn anew before every so many mini-batches, or messages are noise, of the size that
-they would have had.
+third table, B is drawn anew before every so many mini-batches, or messages are noise, of the size
+that they would have had.
 """
 
 import itertools
@@ -52,7 +52,7 @@ CHANGES = {
     "learning of the hidden layer (shallow)": freeze_hidden,
     "learning of W": freeze_W,
     "copying": cut_copying,
-    "a start by chance: W starts as −B": start_at_minus_B,
+    "luck at the start: W starts at −B": start_at_minus_B,
     "the start: all weights from zero": start_at_zero,
     "the hidden layer: softmax regression": drop_hidden,
 }
@@ -71,8 +71,10 @@ def take_away(data, seed, *options, epochs=5):
             "BP": row["bp_error"],
             "W and B": row["fa_weight_angle"],
         }
-        if change is drop_hidden:
+        if change is drop_hidden:  # FA's network is as it was
             rows[label] = {"BP": row["bp_error"]}
+        if change is start_at_minus_B:  # BP's is
+            del rows[label]["BP"]
     return rows
 
 
@@ -100,7 +102,7 @@ def send_noise(readout):
         return drawn * message.norm(dim=1, keepdim=True) / drawn.norm(dim=1, keepdim=True)
 
     def hook(_readout, inputs):
-        if inputs[0].requires_grad:
+        if inputs[0].requires_grad:  # it does not while errors are measured
             inputs[0].register_hook(noise)
 
     readout.register_forward_pre_hook(hook)

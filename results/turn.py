@@ -1,4 +1,4 @@
-"""Is it copying that turns W toward B, and by how much? Compute the turn before training, and train.
+"""Is it copying that turns W toward B, and how far? Compute the turn before training, and train.
 
     python results/turn.py DATA_DIR                writes turn.csv and turn.png beside this file
 
@@ -49,12 +49,12 @@ def compute(network, data, args, steps, dose):
     """Return the angle of W and B at each step, as if errors stayed what they are at the start.
 
     Then M, the mean of e u^T over the training images, stays what it is. The hidden layer gains
-    -a B^T M; W gains -a M V^T from h0, and dose k M M^T B from what was written. For plain SGD, a is
-    lr t, and k is lr^2 t (t - 1) / 2; for any optimizer, what it makes of two numbers whose gradients
-    are -1 and -a.
+    -a B^T M; W gains -a M V^T from h0, and dose k M M^T B from what was written. For plain SGD, a
+    is lr t, and k is lr^2 t (t - 1) / 2; with momentum and weight decay, what the optimizer makes
+    of two numbers whose gradients are -1 and -a. (That W and V themselves decay is left out.)
     """
+    assert [type(layer) for layer in network] == [nn.Linear, FALinear], "two linear layers only"
     hidden, readout = network
-    assert isinstance(hidden, nn.Linear) and isinstance(readout, FALinear), "two linear layers only"
     W, B, V = readout.weight.detach(), readout.feedback, extended(hidden)
     e = script.error_signal(network(data.train_images), data.train_labels)
     u = F.pad(data.train_images, (0, 1), value=1.0)  # a 1 for the bias
@@ -92,7 +92,7 @@ def turn(data, seed):
 
 
 def at_some_steps(row, column, values):
-    """Return the cell of a step that the table shows (the picture shows all)."""
+    """Return the cell, or None for a step that is in the picture alone."""
     is_shown = column.split(":")[0] in ("16", "32", "48", "64", "96")
     return mean_and_deviation(row, column, values) if is_shown else None
 
@@ -102,16 +102,17 @@ def law(data, seed):
     rows = {}
     for name, *options in ("plain SGD", "--momentum=0", "--weight-decay=0"), ("default",):
         for between, hidden in ("linear", 20), ("ReLU", 50):
-            every = [TENTH, f"--hidden={hidden}", *options]
-            networks, args = set_up(data, seed, *every, rules=["fa"], relu=between == "ReLU")
+            all_options = [TENTH, f"--hidden={hidden}", *options]
+            networks, args = set_up(data, seed, *all_options, rules=["fa"], relu=between == "ReLU")
             both = train_for(networks, data, args, seed, 2 * EPOCH, both_sides)
             product, half = (both[2 * EPOCH][key] - both[0][key] for key in ("product", "half"))
             columns = {"inner product": product, "½‖V‖²": half}
-            rows[f"{name}, {between}"] = columns | {"first of second, %": 100 * product / half}
+            rows[f"{name}, {between}"] = columns | {"ratio, %": 100 * product / half}
     return rows
 
 
 def both_sides(networks, _data):
+    """Return the two sides of the law."""
     readout, V = networks["fa"].readout, extended(networks["fa"].hidden)
     product = (readout.weight.detach() * readout.feedback).sum().item()
     return {"product": product, "half": V.square().sum().item() / 2}

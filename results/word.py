@@ -4,12 +4,13 @@
     python results/word.py DATA_DIR B W            two words of yours: writes B-W.png where you are
 
 20 seconds. There are 400 hidden units, laid out as 20 x 20 pixels, so that a row of B or W is a
-picture: a letter for each digit. W starts as another word, as large as B; V starts a tenth as large as
-usual, so that it holds little else. Then FA and BP train for one epoch. (A network does not know how
-its units are laid out. Each word needs ten different letters: rows that are alike hold less.)
+picture: a letter for each digit. W starts as another word, as large as B; V starts a tenth as large
+as usual, so that it holds little else. Then FA and BP train for one epoch (seed 0). A network does
+not know how its units are laid out. Each word has ten different letters, as a B with equal rows
+would not do.
 
-The third row of the picture is what has been written: what the hidden units of a digit's test images
-have gained in 64 steps, more than those of all images.
+The third row of the picture is what has been written: what the hidden units of a digit's test
+images have gained in 64 steps, less the mean of that over the ten digits.
 """
 
 import argparse
@@ -19,7 +20,7 @@ import sys
 
 import numpy as np
 import torch
-from common import load, save, set_up, style, train_for
+from common import EPOCH, load, save, set_up, style, train_for
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from torch.nn import functional as F
@@ -59,16 +60,20 @@ def train(data, word, start, steps):
         network.readout.weight.data = spell(start, B)
 
     def means(networks, data):
-        """Return the hidden units' mean for each digit, less that for all images."""
+        """Return the mean of FA's hidden units for each digit, less the mean of the ten."""
         with torch.no_grad():
             h = networks["fa"].hidden(data.test_images)
-        means = torch.stack([h[data.test_labels == digit].mean(dim=0) for digit in range(10)])
-        return {"means": means - means.mean(dim=0)}
+        of_digits = torch.stack([h[data.test_labels == digit].mean(dim=0) for digit in range(10)])
+        return {"means": of_digits - of_digits.mean(dim=0)}
 
-    rows = train_for(networks, data, args, 0, steps, means)
-    gained = rows[64]["means"] - rows[0]["means"]
-    ends = [network.readout.weight.detach() for network in networks.values()]
-    return dict(zip(("B", "start", "gained", "FA", "BP"), [B, spell(start, B), gained, *ends]))
+    rows = train_for(networks, data, args, 0, steps, means)  # one at 64, a power of two
+    return {
+        "B": B,
+        "start": spell(start, B),
+        "gained": rows[64]["means"] - rows[0]["means"],
+        "FA": networks["fa"].readout.weight.detach(),
+        "BP": networks["bp"].readout.weight.detach(),
+    }
 
 
 def draw(matrices):
@@ -107,9 +112,15 @@ def main(arguments=None):
     data = load(args.data_dir)
     print("Training for an epoch: 20 seconds.", file=sys.stderr)
     try:
-        matrices = train(data, args.B, args.W, 1875)
+        with style.context("default"):  # whatever the user's settings are
+            write_and_print(data, args, parser)
     except KeyboardInterrupt:
         sys.exit("Stopped; nothing is written.")
+
+
+def write_and_print(data, args, parser):
+    """Train; write the picture, and print what W reads."""
+    matrices = train(data, args.B, args.W, EPOCH)
     lines, texts = [], ["W|reads|mean cosine|least", "---|---|---|---"]
     for row in "start", "FA", "BP":
         word, cosines = read(matrices[row])
@@ -118,12 +129,11 @@ def main(arguments=None):
         texts.append("|".join([row, *columns.values()]))
         for column, value in columns.items():
             lines.append({"table": "W", "row": row, "column": column, "seed": 0, "value": value})
-    with style.context("default"):  # whatever the user's settings are
-        if [args.B, args.W] == [parser.get_default(name) for name in "BW"]:
-            save(__file__, lines, draw(matrices))
-        else:
-            draw(matrices).savefig(f"{args.B}-{args.W}.png", dpi=100)
-            print(f"Written: {args.B}-{args.W}.png")
+    if (args.B, args.W) == (parser.get_default("B"), parser.get_default("W")):
+        save(__file__, lines, lambda _lines: draw(matrices))
+    else:
+        draw(matrices).savefig(f"{args.B}-{args.W}.png", dpi=100)
+        print(f"Written: {args.B}-{args.W}.png")
     print("\n".join(texts))
 
 

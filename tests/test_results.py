@@ -2,6 +2,7 @@
 
 import csv
 import itertools
+import math
 import os
 import signal
 import subprocess
@@ -68,6 +69,41 @@ def test_training_stops_after_the_steps_asked_for_as_the_script_would_be_then(da
             break
     assert rows[70]["fa_error"] == row["fa_error"]
     assert_close(network.state_dict(), other.state_dict())
+
+
+class Stop(Exception):
+    pass
+
+
+@pytest.mark.parametrize(
+    ("module", "name"),
+    [
+        (phases, "phases"),
+        (phases, "writing"),
+        (turn, "turn"),
+        (turn, "law"),
+        (eigenvalues, "follow"),
+        (eigenvalues, "all_of"),
+        (taken_away, "take_away"),
+        (taken_away, "change_messages"),
+    ],
+)
+def test_a_table_trains_from_its_seed(data, monkeypatch, module, name):
+    seeds, set_up = [], module.set_up
+
+    def train_for(networks, data, args, seed, *rest, **others):
+        seeds.append(seed)
+        raise Stop
+
+    def recorded(data, seed, *options, **changes):
+        seeds.append(seed)
+        return set_up(data, seed, *options, **changes)
+
+    monkeypatch.setattr(module, "set_up", recorded)
+    monkeypatch.setattr(module, "train_for", train_for)
+    with pytest.raises(Stop):
+        getattr(module, name)(data, 3)
+    assert seeds == [3, 3]
 
 
 def test_a_step_without_a_row_cannot_be_stopped_at(data):
@@ -189,6 +225,19 @@ def test_b_spells_both_networks_start_as_the_other_word_and_what_is_gained_is_by
     assert not torch.allclose(found["BP"], found["FA"])
 
 
+def test_what_w_reads_is_printed_and_the_picture_named_by_the_words(folder, monkeypatch, capsys):
+    words = {"B": "DUPLICATES", "start": "BACKGROUND", "gained": "NIGHTMARES", "FA": "ALGORITHMS"}
+    matrices = {name: word.spell(text, torch.randn(9)) for name, text in words.items()}
+    matrices["BP"] = word.spell("IMPORTANCE", torch.randn(9))
+    monkeypatch.setattr(word, "load", lambda _: None)
+    monkeypatch.setattr(word, "train", lambda _data, B, W, steps: matrices if steps == 1875 else {})
+    word.main(["nowhere", "algorithms", "BACKGROUND"])
+    assert Path("ALGORITHMS-BACKGROUND.png").is_file()
+    lines = capsys.readouterr().out.splitlines()[-3:]
+    ends = [f"{name}|1.00|1.00" for name in ("BACKGROUND", "ALGORITHMS", "IMPORTANCE")]
+    assert lines == [f"{name}|{end}" for name, end in zip(("start", "FA", "BP"), ends)]
+
+
 def test_fa_turns_one_word_into_the_other_and_bp_does_not(mnist):
     found = word.train(mnist, "DUPLICATES", "BACKGROUND", 512)
     fa, bp = word.read(found["FA"])[0], word.read(found["BP"])[0]
@@ -252,10 +301,14 @@ def test_what_is_done_in_each_phase(data, monkeypatch):
 
 def test_how_long_is_written_and_the_signs_are_told_apart(data, monkeypatch):
     leasts = itertools.cycle([-0.1, 0.1])
-    run = lambda *_, written, write: {"write": write, "least eigenvalue": next(leasts)}
+
+    def run(_networks, args, data, seed, write_from, steps):
+        assert args.init_scale == 0.1 and write_from is data
+        return {"steps": steps, "least eigenvalue": next(leasts)}
+
     monkeypatch.setattr(phases, "run", run)
     rows = phases.writing(data, 0)
-    assert [columns["write"] for columns in rows.values()] == [4, 8, 12, 16, 24, 32, 128]
+    assert [columns["steps"] for columns in rows.values()] == [4, 8, 12, 16, 24, 32, 128]
     assert list(rows)[:2] == ["4 steps, negative", "8 steps, positive"]
 
 
@@ -264,8 +317,11 @@ def test_a_span_is_from_least_to_largest():
     assert phases.span("", "runs", [1.0, 1.0]) == "2"
 
 
-def test_written_is_the_change_of_v(data, monkeypatch):
+def test_a_row_has_what_was_written_and_the_angle_and_errors_of_the_w_and_b_that_are_used(
+    data, monkeypatch
+):
     networks, args, network = fa_of(data)
+    readout = network.readout
 
     def learn_alone(layer, *_, **__):
         if layer == "hidden":
@@ -273,8 +329,28 @@ def test_written_is_the_change_of_v(data, monkeypatch):
         return ERRORS
 
     monkeypatch.setattr(phases, "learn_alone", learn_alone)
-    row = phases.run(networks, args, data, 0, written=data)
-    assert row["‖ΔV‖"] == pytest.approx((784 * 20) ** 0.5, rel=1e-3)
+    old_B = readout.feedback
+    row = phases.run(networks, args, data, 0, write_from=data, another_B=True)
+    W, B = readout.weight.detach().flatten(), readout.feedback.flatten()
+    assert abs(torch.cosine_similarity(B, old_B.flatten(), dim=0)) < 0.5
+    assert_close(B.std(), old_B.std(), rtol=0.2, atol=0)
+    least, symmetric = eigenvalues.least_eigenvalues(readout)
+    network.hidden.weight.data -= 1  # of the use
+    assert row == {
+        "‖ΔV‖": pytest.approx((784 * 20) ** 0.5, rel=1e-3),
+        "angle": script.angle(W, B).item(),
+        "least eigenvalue": least,
+        "symmetric part": symmetric,
+        "before use": phases.error(networks, data)["error"],
+        "use, 1 epoch": 1.0,
+        "8 epochs": 2.0,
+    }
+
+
+def test_an_error_is_that_of_the_test_images(data):
+    networks, _, _ = fa_of(data)
+    expected = script.measure(networks, data)["fa_error"]
+    assert phases.error(networks, data) == {"error": pytest.approx(expected)}
 
 
 # turn.py
@@ -350,10 +426,25 @@ def test_the_law_is_for_plain_sgd_and_the_default_with_and_without_a_relu(data, 
         return {0: {"product": 0, "half": 0}, steps: {"product": 1, "half": 2}}
 
     monkeypatch.setattr(turn, "train_for", train_for)
-    assert [row["first of second, %"] for row in turn.law(data, 0).values()] == [50] * 4
+    rows = turn.law(data, 0)
+    assert list(rows["plain SGD, linear"].values()) == [1, 2, 50]
+    assert list(rows) == [
+        f"{how}, {n}" for how in ("plain SGD", "default") for n in ("linear", "ReLU")
+    ]
     plain, default = (0, 0), (0.9, 0.001)
     kinds = (20, 2), (50, 3)
     assert seen == [(*how, *kind, 0.1, 3750) for how in (plain, default) for kind in kinds]
+
+
+def test_what_is_computed_and_measured_stands_at_its_step_and_dose(data, monkeypatch):
+    doses, measured = [], {step: {"angle": -step} for step in range(0, 97, 4)}
+    compute = lambda *_: doses.append(_[-1]) or [1000 * _[-1] + step for step in range(97)]
+    monkeypatch.setattr(turn, "compute", compute)
+    monkeypatch.setattr(turn, "train_for", lambda networks, *_, **__: seen(networks) or measured)
+    seen = lambda networks: doses.append(networks["fa"].dose)
+    rows = turn.turn(data, 0)
+    assert doses == [dose for dose in (-2, -1, -0.5, 0, 0.5, 1, 2) for _ in range(2)]
+    assert rows["s = -0.5"]["16: computed"] == -484 and rows["s = 2"]["64: measured"] == -64
 
 
 def test_on_mnist_each_dose_turns_w_as_was_computed(mnist, monkeypatch):
@@ -383,11 +474,20 @@ def test_the_eigenvalues_are_for_errors_that_sum_to_zero(sign):
 
 def test_from_which_step_none_is_negative(data, monkeypatch):
     least = lambda step: [-0.1 if step in (0, 50, 125) else 0.1, -0.1]
-    rows = {step: {"of": least(step), "all": []} for step in range(0, 9376, 25)}
+    rows = {step: {"least": least(step), "all": [step] * 9} for step in range(0, 9376, 25)}
     monkeypatch.setattr(eigenvalues, "train_for", lambda *_: rows)
     found = eigenvalues.follow(data, 0)
-    assert list(found[eigenvalues.FROM].values()) == [150, 9400]
-    assert list(found["125"].values()) == [-0.1, -0.1]
+    assert list(found[eigenvalues.FROM].values()) == [150, math.inf]
+    assert list(found["500"].values()) == [0.1, -0.1]
+    assert eigenvalues.all_of(data, 0)["125"] == {f"{i}": 125 for i in range(9)}
+
+
+def test_what_is_measured_are_the_eigenvalues_of_w_and_b(data):
+    networks, _, network = fa_of(data)
+    found = eigenvalues.measure(networks, data)
+    product = network.readout.weight.detach() @ network.readout.feedback.T
+    real_parts = sorted(eigenvalues.eigenvalues(product).real.tolist())
+    assert found == {"least": eigenvalues.least_eigenvalues(network.readout), "all": real_parts}
 
 
 def test_a_cell_counts_what_is_negative_and_has_the_median_step():
@@ -396,6 +496,53 @@ def test_a_cell_counts_what_is_negative_and_has_the_median_step():
 
 
 # taken_away.py
+
+
+def effect(networks):
+    """Say what was done to FA's and BP's networks."""
+    fa, bp = networks["fa"], networks["bp"]
+    if isinstance(bp, nn.Linear):
+        return "softmax regression"
+    if isinstance(fa, turn.Dosed) and isinstance(bp, turn.Dosed):
+        return f"dose {fa.dose}"
+    W, B = fa.readout.weight, fa.readout.feedback
+    if not (W.any() or bp.readout.weight.any() or fa.hidden.weight.any()):
+        return "zero"
+    frozen = {n for n, p in [*fa.named_parameters(), *bp.named_parameters()] if not p.requires_grad}
+    return "-B" if torch.equal(W, -B) else " ".join(sorted(frozen))
+
+
+@pytest.mark.parametrize(("hidden", "steps"), [(20, 9375), (1000, 1875)])
+def test_each_row_does_what_its_name_says(data, monkeypatch, hidden, steps):
+    effects = []
+
+    def train_for(networks, data, args, seed, *rest):
+        assert (args.hidden, *rest) == (hidden, steps, script.measure)
+        effects.append(effect(networks))
+        row = {"fa_error": 1, "bp_error": 2, "fa_weight_angle": 3, "fa_message_angle": 4}
+        return {steps: row}
+
+    monkeypatch.setattr(taken_away, "train_for", train_for)
+    run = taken_away.take_away if hidden == 20 else taken_away.take_away_from_1000
+    rows = run(data, 0)
+    assert rows["nothing"] == {"FA": 1, "BP": 2, "W and B": 3}
+    assert rows["luck at the start: W starts at −B"] == {"FA": 1, "W and B": 3}
+    assert rows["the hidden layer: softmax regression"] == {"BP": 2}
+    expected = ["", "hidden.bias hidden.weight", "readout.weight", "dose 0", "-B", "zero"]
+    assert effects == [*expected, "softmax regression"]
+    words = ["nothing", "hidden layer (shallow)", "of W", "copying", "−B", "zero", "softmax"]
+    assert all(word in row for word, row in zip(words, rows, strict=True))
+
+
+def test_b_is_redrawn_or_noise_sent_as_the_rows_say(data, monkeypatch):
+    done = []
+    row = {9375: {"fa_error": 5}}
+    monkeypatch.setattr(taken_away, "train_for", lambda *_: row)
+    monkeypatch.setattr(taken_away, "send_noise", lambda readout: done.append("noise"))
+    monkeypatch.setattr(taken_away, "redraw_B", lambda readout, steps: done.append(steps))
+    rows = taken_away.change_messages(data, 0)
+    assert done == ["noise", 1, 10, 100, 375, 1875, 9375]
+    assert [row.split()[0] for row in rows] == [str(each) for each in done]
 
 
 @pytest.mark.parametrize(
@@ -436,6 +583,7 @@ def test_b_is_drawn_anew_every_so_many_steps_and_not_by_measuring(data, steps, d
         network.train()(data.train_images[:4])
         seen.add(network.readout.feedback.sum().item())
     assert len(seen) == 1 + draws
+    assert network.readout.feedback.abs().max() <= 20**-0.5  # as B is drawn
 
 
 def test_noise_has_each_messages_norm_but_not_its_direction(data):
@@ -446,6 +594,7 @@ def test_noise_has_each_messages_norm_but_not_its_direction(data):
     message = error @ readout.feedback
     assert_close(h.grad.norm(dim=1), message.norm(dim=1))
     assert script.angle(h.grad, message).mean().item() == pytest.approx(90, abs=15)
+    assert script.angle(h.grad[1:], h.grad[:-1]).mean().item() == pytest.approx(90, abs=15)
     readout(h.detach())  # measured: there is no message
 
 
@@ -459,9 +608,24 @@ def test_the_deeper_networks_are_matched_and_differ_in_their_class(name):
     first, *others = [layer for layer in networks["fa"] if isinstance(layer, nn.Linear)]
     assert type(first) is nn.Linear and {type(layer) for layer in others} == {FALinear}
     assert not any(isinstance(layer, FALinear) for layer in networks["bp"])
+    assert not any(torch.equal(layer.weight, layer.feedback) for layer in others)
+    kinds = [[type(layer) for layer in networks[rule][1::2]] for rule in ("fa", "bp")]
+    assert kinds[0] == kinds[1] == [deeper.NETWORKS[name][1]] * len(others)
     units = [first.in_features, *(layer.out_features for layer in [first, *others])]
     between = "tanh" if any(isinstance(layer, nn.Tanh) for layer in networks["fa"]) else "linear"
     assert f"{'-'.join(map(str, units))}, {between}" == name
+
+
+def test_the_deeper_networks_are_trained_at_the_rate_for_five_epochs(data, monkeypatch):
+    seen = []
+
+    def train_for(networks, data, args, seed, steps, measure):
+        seen.append((args.lr, args.batch_size, seed, steps, measure))
+        return {steps: "row"}
+
+    monkeypatch.setattr(deeper, "train_for", train_for)
+    assert deeper.train({}, data, 3, 0.03) == "row"
+    assert seen == [(0.03, 64, 3, 5 * 32, script.measure)]  # 2,000 images
 
 
 def test_rates_are_chosen_on_the_last_10000_training_images(monkeypatch):
@@ -493,10 +657,10 @@ def test_writing_and_copying_are_needed_to_use(mnist, monkeypatch):
     monkeypatch.setattr(phases, "USE", common.EPOCH)
     errors = {}
     for name, changes in [
-        ("use", {"written": mnist}),
-        ("another B", {"written": mnist, "another_B": True}),
-        ("other images", {"written": phases.permuted(mnist, 0)}),
-        ("not copied", {"written": mnist, "copies": False}),
+        ("use", {"write_from": mnist}),
+        ("another B", {"write_from": mnist, "another_B": True}),
+        ("other images", {"write_from": phases.permuted(mnist, 0)}),
+        ("not copied", {"write_from": mnist, "copies": False}),
     ]:
         networks, args, _ = fa_of(mnist, phases.TENTH)
         errors[name] = phases.run(networks, args, mnist, 0, **changes)["8 epochs"]
