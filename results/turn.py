@@ -12,6 +12,7 @@ grows by half of what |V|^2 grows.
 
 import copy
 
+import numpy as np
 import torch
 from common import EPOCH, main, mean_and_deviation, script, set_up, train_for, values_of
 from matplotlib.figure import Figure
@@ -126,7 +127,7 @@ def draw(lines):
 
     def angles(dose, kind):
         row, columns = f"s = {dose}", [f"{step}: {kind}" for step in steps]
-        return torch.tensor([values_of(lines, row=row, column=column) for column in columns])
+        return np.array([values_of(lines, row=row, column=column) for column in columns])
 
     for dose, label, color in (
         (-1, "W copies with the opposite sign", "#E69F00"),
@@ -134,10 +135,10 @@ def draw(lines):
         (1, "W copies, as usual", "#009E73"),
     ):
         measured = angles(dose, "measured")
-        mean, spread = measured.mean(dim=1), measured.std(dim=1)
+        mean, spread = measured.mean(axis=1), measured.std(axis=1, ddof=1)
         panel.plot(steps, mean, color=color, linewidth=4, label=label)
         panel.fill_between(steps, mean - spread, mean + spread, color=color, alpha=0.2, lw=0)
-        panel.plot(steps, angles(dose, "computed").mean(dim=1), color="black", linestyle="--")
+        panel.plot(steps, angles(dose, "computed").mean(axis=1), color="black", linestyle="--")
     panel.lines[-1].set_label("computed before training")
     panel.set(xlabel="step", ylabel="angle between W and B (degrees)", yticks=range(30, 151, 30))
     panel.set_ylim(30, 165)

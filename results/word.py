@@ -85,8 +85,8 @@ def draw(matrices):
     for row, label, matrix in zip(panels, labels, matrices.values(), strict=True):
         row[0].set_ylabel(label, rotation=0, ha="right", va="center")
         for panel, numbers in zip(row, matrix, strict=True):
-            most = 0.9 * numbers.abs().max()  # grey is 0
-            panel.imshow(numbers.view(SIZE, SIZE), cmap="gray", vmin=-most, vmax=most)
+            most = 0.9 * numbers.abs().max().item()  # grey is 0
+            panel.imshow(numbers.view(SIZE, SIZE).numpy(), cmap="gray", vmin=-most, vmax=most)
             panel.set(xticks=[], yticks=[])
     for digit, panel in enumerate(panels[0]):
         panel.set_title(digit)

@@ -138,13 +138,11 @@ def test_a_tilde_is_the_home_folder(monkeypatch, folder):
     assert (home / "picture.png").is_file() and list(folder.iterdir()) == [home]
 
 
-def test_the_command_that_a_run_prints_plots_it_and_needs_no_notebooks_backend(monkeypatch):
-    monkeypatch.setenv("MPLBACKEND", "module://matplotlib_inline.backend_inline")
-    options = ["--dataset=synthetic", "--epochs=1", "--batch-size=5000", "--out=my run"]
-    command = [sys.executable, script.__file__, *options]
-    for _run_and_plot in range(2):
-        done = subprocess.run(command, capture_output=True, text=True, check=True)
-        command = shlex.split(done.stdout.splitlines()[-1])
+def test_the_command_that_a_run_prints_plots_it_and_needs_no_notebooks_backend(capsys):
+    script.main([*SHORT, "--out=my run"])
+    command = shlex.split(capsys.readouterr().out.splitlines()[-1])
+    environment = os.environ | {"MPLBACKEND": "module://matplotlib_inline.backend_inline"}
+    subprocess.run(command, env=environment, check=True)
     assert Path("my run/losses.png").is_file()
 
 
