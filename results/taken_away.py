@@ -33,6 +33,7 @@ def cut_copying(networks):
 
 
 def start_at_minus_B(networks):
+    del networks["bp"]  # it has no B
     readout = networks["fa"].readout
     readout.weight.data = -readout.feedback
 
@@ -43,6 +44,7 @@ def start_at_zero(networks):
 
 
 def drop_hidden(networks):
+    del networks["fa"]  # it would have nothing to teach
     hidden, readout = networks["bp"]
     networks["bp"] = nn.Linear(hidden.in_features, readout.out_features)
 
@@ -66,15 +68,9 @@ def take_away(data, seed, *options, epochs=5):
         change(networks)
         steps = epochs * EPOCH
         row = train_for(networks, data, args, seed, steps, script.measure)[steps]
-        rows[label] = {
-            "FA": row["fa_error"],
-            "BP": row["bp_error"],
-            "W and B": row["fa_weight_angle"],
-        }
-        if change is drop_hidden:  # FA's network is as it was
-            rows[label] = {"BP": row["bp_error"]}
-        if change is start_at_minus_B:  # BP's is
-            del rows[label]["BP"]
+        rows[label] = {rule.upper(): row[f"{rule}_error"] for rule in networks}
+        if "fa" in networks:
+            rows[label]["W and B"] = row["fa_weight_angle"]
     return rows
 
 
