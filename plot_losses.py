@@ -130,7 +130,7 @@ def seeds_text(rows, log):
     """Say how many seeds are drawn, and of how many."""
     drawn, total = len(log), len(np.unique(rows["seed"]))
     text = f"{total} seeds" if total > 1 else "1 seed"
-    text = f"{drawn} of {text}" if drawn < total else text
+    text = f"{drawn} of {text} (the longest)" if drawn < total else text
     return f"{text}: mean ± standard deviation" if drawn > 1 else text
 
 

