@@ -88,10 +88,12 @@ def matched_networks(data, args, seed):
         if rule == "shallow" and args.freeze_readout:
             continue  # nothing would learn in it
         torch.manual_seed(seed)  # each time: a rule of yours that has a B starts with the same
-        networks[rule] = make_network(data, args.hidden, layer)
-        missing, unexpected = networks[rule].load_state_dict(start, strict=False)
-        unmatched = {*missing, *unexpected} - dict(networks[rule].named_buffers()).keys()
-        assert not unmatched, f"not in all networks: {unmatched}"  # B stays as it was drawn
+        network = make_network(data, args.hidden, layer)
+        missing, unexpected = network.load_state_dict(start, strict=False)
+        buffers = dict(network.named_buffers())  # such as B, which stays as it was drawn
+        unmatched = set(missing + unexpected) - set(buffers)
+        assert not unmatched, f"not in all networks: {unmatched}"
+        networks[rule] = network
     if "shallow" in networks:
         networks["shallow"].requires_grad_(False)
         networks["shallow"].readout.requires_grad_(True)

@@ -43,7 +43,8 @@ def prepare(data, seed, *options):
 def test_the_log_has_what_train_yields_and_each_seed_once(small):
     script.main([*SHORT, "--seeds", "1", "1234567", "1"])
     expected = [row for seed in (1, 1234567) for row in script.train(*prepare(small, seed))]
-    names, *rows = (line.split(",") for line in LOG.read_text().splitlines())
+    lines = LOG.read_text().splitlines()
+    names, *rows = (line.split(",") for line in lines)
     assert names == list(expected[0])
     assert_allclose(np.array(rows, float), [[*row.values()] for row in expected], rtol=1e-4)
 
@@ -70,8 +71,10 @@ def test_config_describes_the_data_the_options_given_and_what_is_trained(monkeyp
     options = "--dataset=auto", "--data-dir=elsewhere", "--lr=0.125", "--momentum=0", "--threads=2"
     script.main([*SHORT, *options])
     config = json.loads(Path("run/config.json").read_text())
-    assert all(text in config["title"] for text in ("MNIST", "320", "0.125", "momentum", "hidden"))
-    assert "threads" not in config["title"] and "log" not in config["title"]
+    title = config["title"]
+    assert all(text in title for text in ("MNIST", "320", "0.125", "momentum", "hidden"))
+    assert "threads" not in title
+    assert "log" not in title
     assert [config["options"][name] for name in ("lr", "hidden", "seeds")] == [0.125, 16, [0]]
     assert config["loss"] == "<lambda>"
     networks, optimizer, *_ = prepare(script.load_data("mnist", "elsewhere"), 0, *options)
