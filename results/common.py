@@ -79,6 +79,18 @@ def lines_of(task):
     return lines
 
 
+def lines_from(pool, tasks):
+    """Yield the lines of all tasks, as they end."""
+    results = pool.imap_unordered(lines_of, tasks)
+    while True:
+        try:
+            yield from results.next(timeout=1)  # a wait without end may miss a Ctrl-C
+        except multiprocessing.TimeoutError:
+            pass
+        except StopIteration:
+            return
+
+
 def values_of(lines, **place):
     """Return the values of the lines that have, say, row="0"."""
     return [float(n["value"]) for n in lines if all(n[key] == place[key] for key in place)]
@@ -144,7 +156,7 @@ def main(file, doc, tables, draw=None, prepare=None, arguments=None):
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # the processes leave it to this one
         with multiprocessing.Pool() as pool:  # left by an error or by Ctrl-C, it stops all at once
             signal.signal(signal.SIGINT, handler)
-            lines = [line for lines in pool.imap_unordered(lines_of, tasks) for line in lines]
+            lines = list(lines_from(pool, tasks))
     except KeyboardInterrupt:
         sys.exit("Stopped; nothing is written.")
     lines.sort(key=lambda line: (list(tables).index(line["table"]), line["seed"]))

@@ -14,6 +14,7 @@ images have gained in 64 steps, less the mean of that over the ten digits.
 """
 
 import argparse
+import functools
 import os
 import string
 import sys
@@ -28,6 +29,7 @@ from torch.nn import functional as F
 SIZE = 20
 
 
+@functools.cache
 def letter(text):
     """Return a letter as a row of SIZE x SIZE numbers with a mean of 0."""
     figure = Figure(figsize=(1, 1), dpi=SIZE)
