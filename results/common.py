@@ -30,9 +30,7 @@ def set_up(data, seed, *options, rules=("fa", "bp"), relu=False):
     networks = nn.ModuleDict({rule: networks[rule] for rule in rules})
     for rule, network in networks.items():
         kinds = [type(layer) for layer in network]
-        assert kinds == [nn.Linear, script.RULES[rule]], (
-            "the experiments are about two linear layers"
-        )
+        assert kinds == [nn.Linear, script.RULES[rule]], "experiments are about two linear layers"
     if relu:
         for rule, (hidden, readout) in networks.items():
             layers = OrderedDict(hidden=hidden, relu=nn.ReLU(), readout=readout)
