@@ -7,7 +7,7 @@ to the layers below:
     backpropagation (BP):     W^T e, which is dL/dh
     feedback alignment (FA):  B^T e, in place of dL/dh; B is random, and never changes
 
-It works because the layers below learn from the messages, and so write B's rows into h; W, which
+It can work because the layers below learn from the messages, and so write B's rows into h; W, which
 learns from h, copies them, and turns toward B. README.md shows it, and why.
 
 Source: T. P. Lillicrap, D. Cownden, D. B. Tweed, C. J. Akerman, "Random synaptic feedback weights

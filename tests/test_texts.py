@@ -142,6 +142,13 @@ def test_what_the_scripts_print_bears_the_sentences():
             errors[line["row"].split()[-1]].append(float(line["value"]))
     assert min(errors["negative"]) > 20 > max(errors["positive"])
     assert sum(map(len, errors.values())) == 42
+    turns = {}
+    for line in read_csv("turn.csv"):
+        step, _, kind = line["column"].partition(": ")
+        if step == "48":
+            turns.setdefault((line["row"], line["seed"]), {})[kind] = float(line["value"])
+    assert len(turns) == 35
+    assert max(abs(turn["computed"] - turn["measured"]) for turn in turns.values()) < 2.5
 
 
 def taken(row, column):
