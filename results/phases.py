@@ -4,7 +4,7 @@
 
 10 minutes on two cores. One layer of FA's network learns at a time: the hidden layer writes, for 64
 steps; the readout copies, for 2,000; the hidden layer uses the W that now stands still, for one and
-for eight epochs. W and V start a tenth as large as usual, B does not.
+for eight epochs. W and V, but not B, start a tenth as large as usual, save in "usual start".
 
 Columns: ‖ΔV‖ is how much was written. The angle of W and B, and the least eigenvalue (real part) of
 W B^T and of its symmetric part, are those of the W and B that are used. Then test errors in
