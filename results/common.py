@@ -21,6 +21,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import train_fa_vs_bp_linear_model as script
 
 EPOCH = 1875  # steps: 60,000 images in mini-batches of 32
+TENTH = "--init-scale=0.1"
 
 
 def set_up(data, seed, *options, rules=("fa", "bp"), relu=False):
@@ -102,7 +103,7 @@ def mean_and_deviation(_row, _column, values):
     return "±".join(f"{number:.{1 if abs(numbers[0]) >= 1 else 3}f}" for number in numbers)
 
 
-def markdown(table, lines, cell=mean_and_deviation):
+def markdown(table, lines, cell):
     """Return a table in Markdown; in a cell stands cell(row, column, values over seeds).
 
     A column whose cells are None is left out: it is for the picture.

@@ -44,10 +44,15 @@ def measure(networks, _data):
     return {"least": least_eigenvalues(readout), "all": real_parts}
 
 
+def default_run(data, seed):
+    """Return {step: row} with what is measured."""
+    networks, args = set_up(data, seed, rules=["fa"])
+    return train_for(networks, data, args, seed, END, measure, EVERY)
+
+
 def follow(data, seed):
     """Give the least eigenvalues at some steps, and from which step they are positive."""
-    networks, args = set_up(data, seed, rules=["fa"])
-    measured = train_for(networks, data, args, seed, END, measure, EVERY)
+    measured = default_run(data, seed)
     rows = {str(step): {} for step in SHOWN} | {FROM: {}}
     for i, matrix in enumerate(["W Bᵀ", "its symmetric part"]):
         for step in SHOWN:
@@ -60,8 +65,7 @@ def follow(data, seed):
 
 def all_of(data, seed):
     """Give all eigenvalues of W B^T along the run, for the picture."""
-    networks, args = set_up(data, seed, rules=["fa"])
-    measured = train_for(networks, data, args, seed, END, measure, EVERY)
+    measured = default_run(data, seed)
     steps = [step for step in measured if step < 500 or step % 125 == 0]
     return {str(s): {f"{i}": each for i, each in enumerate(measured[s]["all"])} for s in steps}
 

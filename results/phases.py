@@ -12,13 +12,12 @@ percent.
 """
 
 import torch
-from common import EPOCH, main, mean_and_deviation, script, set_up, train_for
+from common import EPOCH, TENTH, main, mean_and_deviation, script, set_up, train_for
 from eigenvalues import least_eigenvalues
 
 from fa_linear import FALinear
 
 WRITE, COPY, USE = 64, 2000, 8 * EPOCH  # steps
-TENTH = "--init-scale=0.1"
 
 
 def learn_alone(layer, networks, data, args, seed, steps, every=None):

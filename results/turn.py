@@ -14,7 +14,7 @@ import copy
 
 import numpy as np
 import torch
-from common import EPOCH, main, mean_and_deviation, script, set_up, train_for, values_of
+from common import EPOCH, TENTH, main, mean_and_deviation, script, set_up, train_for, values_of
 from matplotlib.figure import Figure
 from torch import nn
 from torch.nn import functional as F
@@ -22,7 +22,6 @@ from torch.nn import functional as F
 from fa_linear import FALinear
 
 DOSES = -2, -1, -0.5, 0, 0.5, 1, 2
-TENTH = "--init-scale=0.1"
 
 
 class Dosed(nn.Module):

@@ -21,7 +21,7 @@ import sys
 
 import numpy as np
 import torch
-from common import EPOCH, load, save, set_up, style, train_for
+from common import EPOCH, TENTH, load, save, set_up, style, train_for
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from torch.nn import functional as F
@@ -56,7 +56,7 @@ def read(matrix):
 
 def train(data, word, start, steps):
     """Return B, W at the start, what hidden units have gained, W after FA and after BP."""
-    networks, args = set_up(data, 0, f"--hidden={SIZE**2}", "--init-scale=0.1")
+    networks, args = set_up(data, 0, f"--hidden={SIZE**2}", TENTH)
     B = networks["fa"].readout.feedback = spell(word, networks["fa"].readout.feedback)
     for network in networks.values():
         network.readout.weight.data = spell(start, B)
