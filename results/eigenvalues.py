@@ -14,34 +14,28 @@ import math
 import statistics
 
 import torch
-from common import main, mean_and_deviation, set_up, train_for, values_of
+from common import main, mean_and_deviation, set_up, train_for
 from matplotlib.figure import Figure
 
-END, EVERY = 9375, 25  # steps: five epochs
-SHOWN = 0, 125, 250, 500, 1875, 9375
+END, EVERY = 5625, 25  # steps: three epochs
+SHOWN = 0, 125, 250, 500, 1875, 5625
 FROM = "none is negative from step"
 
 
-def eigenvalues(product):
-    """Return the eigenvalues of a product such as W B^T, on errors that sum to zero.
+def eigenvalues(readout):
+    """Return the real parts of the eigenvalues of W B^T, and of its symmetric part; both sorted.
 
-    Those of cross-entropy do: a softmax and a label both sum to one.
+    They are for errors that sum to zero, as those of cross-entropy do: a softmax and a label both
+    sum to one.
     """
-    basis = torch.linalg.svd(torch.ones(1, len(product))).Vh[1:]  # of all that sums to zero
-    return torch.linalg.eigvals(basis @ product @ basis.T)
-
-
-def least_eigenvalues(readout):
-    """Return the least real part of the eigenvalues of W B^T, and of its symmetric part."""
-    product = readout.weight.detach() @ readout.feedback.T
-    return [eigenvalues(each).real.min().item() for each in (product, (product + product.T) / 2)]
+    basis = torch.linalg.svd(torch.ones(1, readout.out_features)).Vh[1:]  # of all that sums to 0
+    product = basis @ readout.weight.detach() @ readout.feedback.T @ basis.T
+    real_parts = torch.linalg.eigvals(product).real.sort().values
+    return real_parts.tolist(), torch.linalg.eigvalsh((product + product.T) / 2).tolist()
 
 
 def measure(networks, _data):
-    readout = networks["fa"].readout
-    product = readout.weight.detach() @ readout.feedback.T
-    real_parts = eigenvalues(product).real.sort().values.tolist()
-    return {"least": least_eigenvalues(readout), "all": real_parts}
+    return {"eigenvalues": eigenvalues(networks["fa"].readout)}
 
 
 def default_run(data, seed):
@@ -53,21 +47,23 @@ def default_run(data, seed):
 def follow(data, seed):
     """Give the least eigenvalues at some steps, and from which step they are positive."""
     measured = default_run(data, seed)
-    rows = {str(step): {} for step in SHOWN} | {FROM: {}}
-    for i, matrix in enumerate(["W Bᵀ", "its symmetric part"]):
-        for step in SHOWN:
-            rows[str(step)][f"least of {matrix}"] = measured[step]["least"][i]
-        negative = [step for step, row in measured.items() if row["least"][i] < 0]
+    matrices = "least of W Bᵀ", "least of its symmetric part"
+    for step in SHOWN:
+        whole, symmetric = measured[step]["eigenvalues"]
+        yield step, dict(zip(matrices, (whole[0], symmetric[0]), strict=True))
+    since = {}
+    for i, matrix in enumerate(matrices):
+        negative = [step for step, row in measured.items() if row["eigenvalues"][i][0] < 0]
         later = [step for step in measured if step > max(negative, default=-1)]
-        rows[FROM][f"least of {matrix}"] = later[0] if later else math.inf
-    return rows
+        since[matrix] = later[0] if later else math.inf
+    yield FROM, since
 
 
 def all_of(data, seed):
     """Give all eigenvalues of W B^T along the run, for the picture."""
-    measured = default_run(data, seed)
-    steps = [step for step in measured if step < 500 or step % 125 == 0]
-    return {str(s): {f"{i}": each for i, each in enumerate(measured[s]["all"])} for s in steps}
+    for step, row in default_run(data, seed).items():
+        if step < 500 or step % 125 == 0:
+            yield step, dict(enumerate(row["eigenvalues"][0]))
 
 
 def cell(row, column, values):
@@ -78,23 +74,21 @@ def cell(row, column, values):
     return f"{mean_and_deviation(row, column, values)}, negative in {negative}"
 
 
-def draw(lines):
+def draw(gathered):
     """Return the picture: the eigenvalues of W B^T in seed 0, and their mean."""
-    own = [line for line in lines if line["table"] == "all, seed 0"]
-    steps = list(dict.fromkeys(line["row"] for line in own))
-    values = [values_of(own, row=step) for step in steps]
+    rows = gathered["all, seed 0"]
+    steps = [int(step) for step in rows]
+    curves = [[value for (value,) in columns.values()] for columns in rows.values()]
     figure = Figure(figsize=(7, 3.5), layout="constrained")
     panel = figure.subplots()
-    numbers = [int(step) for step in steps]
-    curves = panel.plot(numbers, values, color="#56B4E9")  # sorted: ranks, where they cross
-    curves[0].set_label("nine (errors sum to 0); pairs share a line")
-    panel.plot(numbers, [statistics.fmean(v) for v in values], color="black", label="their mean")
+    panel.plot(steps, curves, color="#56B4E9")  # sorted: ranks, where they cross
+    panel.lines[0].set_label("nine (errors sum to 0); pairs share a line")
+    panel.plot(steps, [statistics.fmean(c) for c in curves], color="black", label="their mean")
     panel.axhline(0, color="black", linewidth=1)
     panel.set_xscale("symlog", linthresh=1, linscale=0.3)  # a logarithm has no 0
     panel.xaxis.set_major_formatter("{x:.0f}")
-    panel.set(
-        xlim=(0, END), xlabel="step (an epoch has 1875)", ylabel="eigenvalues of W Bᵀ (real parts)"
-    )
+    panel.set(xlim=(0, END), xlabel="step (an epoch has 1875)")
+    panel.set_ylabel("eigenvalues of W Bᵀ (real parts)")
     panel.grid(alpha=0.3)
     panel.legend(fontsize="small")
     return figure

@@ -2,36 +2,66 @@
 
     python results/phases.py DATA_DIR              writes phases.csv beside this file
 
-10 minutes on two cores. One layer of FA's network learns at a time: the hidden layer writes, for 64
-steps; the readout copies, for 2,000; the hidden layer uses the W that now stands still, for one and
-for eight epochs. W and V, but not B, start a tenth as large as usual, save in "usual start".
+8 minutes on two cores. One layer of FA's networks learns at a time: the hidden layer writes, for 64
+steps; the readout copies, for 2,000; the hidden layer uses the W that now stands still, for eight
+epochs. W and V, but not B, start a tenth as large as usual, save in "usual start". In the table
+"writing", other numbers of steps are written, and W is used for four epochs.
 
-Columns: ‖ΔV‖ is how much was written. The angle of W and B, and the least eigenvalue (real part) of
-W B^T and of its symmetric part, are those of the W and B that are used. Then test errors in
-percent.
+Columns: ‖ΔV‖ is how much was written; the angle of W and B, and the least eigenvalue (real part) of
+W B^T and of its symmetric part, of the W and B that are used; then test errors in percent.
 """
 
+import copy
+import functools
+
 import torch
-from common import EPOCH, TENTH, main, mean_and_deviation, script, set_up, train_for
-from eigenvalues import least_eigenvalues
+from common import EPOCH, main, mean_and_deviation, script, set_up, train_for
+from eigenvalues import eigenvalues
+from torch import nn
 
 from fa_linear import FALinear
 
-WRITE, COPY, USE = 64, 2000, 8 * EPOCH  # steps
+WRITE, COPY = 64, 2000  # steps
 
 
-def learn_alone(layer, networks, data, args, seed, steps, every=None):
-    """Let one layer learn; return {step: row} with the test error."""
+def errors(networks, data):
+    """Return {name: test error in percent}."""
+    found = {}
+    for name, network in networks.items():
+        with torch.no_grad():
+            y = network(data.test_images)
+        wrong = y.argmax(dim=1) != data.test_labels
+        found[name] = 100 * wrong.float().mean().item()
+    return found
+
+
+def learn(layer, names, networks, data, args, seed, steps, every=None):
+    """Let one layer of some networks learn; return {step: row} with their test errors."""
     networks.requires_grad_(False)
-    getattr(networks["fa"], layer).requires_grad_(True)
-    return train_for(networks, data, args, seed, steps, error, every)
+    some = nn.ModuleDict({name: networks[name] for name in names})
+    for network in some.values():
+        getattr(network, layer).requires_grad_(True)
+    return train_for(some, data, args, seed, steps, errors, every)
 
 
-def error(networks, data):
-    """Return the test error of FA's network, as a row."""
-    with torch.no_grad():
-        wrong = networks["fa"](data.test_images).argmax(dim=1) != data.test_labels
-    return {"error": 100 * wrong.float().mean().item()}
+def use(networks, start, data, args, seed, epochs=8):
+    """Let the hidden layers use what was copied; yield names and columns."""
+    written = {}
+    for name in networks:
+        change = networks[name].hidden.weight - start[name].hidden.weight
+        written[name] = change.norm().item()
+    rows = learn("hidden", networks, networks, data, args, seed, epochs * EPOCH, every=EPOCH)
+    for name in networks:
+        columns = {"‖ΔV‖": written[name]}
+        readout = networks[name].readout
+        W, B = readout.weight.detach().flatten(), readout.feedback.flatten()
+        columns["angle"] = script.angle(W, B).item()
+        whole, symmetric = eigenvalues(readout)
+        columns["least eigenvalue"], columns["symmetric part"] = whole[0], symmetric[0]
+        columns["before use"] = rows[0][name]
+        columns["use, 1 epoch"] = rows[EPOCH][name]
+        columns[f"{epochs} epochs"] = rows[epochs * EPOCH][name]
+        yield name, columns
 
 
 def permuted(data, seed):
@@ -40,66 +70,61 @@ def permuted(data, seed):
     return data._replace(train_labels=data.train_labels[order])
 
 
-def run(networks, args, data, seed, write_from=None, steps=WRITE, copies=True, another_B=False):
-    """Let a network write from data (if given) for so many steps, copy, use; return a row."""
-    readout, V = networks["fa"].readout, networks["fa"].hidden.weight
-    start = V.detach().clone()
-    if write_from:
-        learn_alone("hidden", networks, write_from, args, seed, steps)
-    columns = {"‖ΔV‖": (V - start).norm().item()}
-    if copies:
-        learn_alone("readout", networks, data, args, seed, COPY)
-    if another_B:
-        # Its B, not its W: that one has the numbers that B was drawn from.
-        readout.feedback = FALinear(readout.in_features, readout.out_features).feedback
-    W = readout.weight.detach().flatten()
-    columns["angle"] = script.angle(W, readout.feedback.flatten()).item()
-    columns["least eigenvalue"], columns["symmetric part"] = least_eigenvalues(readout)
-    columns["before use"] = error(networks, data)["error"]
-    errors = learn_alone("hidden", networks, data, args, seed, USE, every=EPOCH)
-    return columns | {"use, 1 epoch": errors[EPOCH]["error"], "8 epochs": errors[USE]["error"]}
-
-
-def phases(data, seed):
-    """Do one thing differently at a time, in a linear network and in one with a ReLU."""
-    rows = {}
-    others = permuted(data, seed)
-    for name, hidden, relu in ("linear", 20, False), ("ReLU", 50, True):
-        for label, scale, changes in (
-            ("write, copy, use", TENTH, {"write_from": data}),
-            ("use another B", TENTH, {"write_from": data, "another_B": True}),
-            ("write errors of other images", TENTH, {"write_from": others}),
-            ("write nothing", TENTH, {}),
-            ("write nothing, usual start", "--init-scale=1", {}),
-            ("copy nothing", TENTH, {"write_from": data, "copies": False}),
-        ):
-            options = f"--hidden={hidden}", scale
-            networks, args = set_up(data, seed, *options, rules=["fa"], relu=relu)
-            rows[f"{name}: {label}"] = run(networks, args, data, seed, **changes)
-    return rows
+def phases(data, seed, hidden=20, relu=False):
+    """Do one thing differently at a time."""
+    networks = nn.ModuleDict()
+    for name, scale in (
+        ("write, copy, use", 0.1),
+        ("use another B", 0.1),
+        ("write errors of other images", 0.1),
+        ("write nothing", 0.1),
+        ("write nothing, usual start", 1),
+        ("copy nothing", 0.1),
+    ):
+        options = f"--hidden={hidden}", f"--init-scale={scale}"
+        made, args = set_up(data, seed, *options, rules=["fa"], relu=relu)
+        networks[name] = made["fa"]
+    start = copy.deepcopy(networks)
+    writers = ["write, copy, use", "use another B", "copy nothing"]
+    learn("hidden", writers, networks, data, args, seed, WRITE)
+    others = ["write errors of other images"]
+    learn("hidden", others, networks, permuted(data, seed), args, seed, WRITE)
+    copiers = [name for name in networks if name != "copy nothing"]
+    learn("readout", copiers, networks, data, args, seed, COPY)
+    # Another B, not W: that one has the numbers that B was drawn from.
+    networks["use another B"].readout.feedback = FALinear(hidden, data.classes).feedback
+    return use(networks, start, data, args, seed)
 
 
 def writing(data, seed):
     """Write for more or fewer steps; tell runs with a negative eigenvalue from the others."""
-    rows = {}
-    for steps in 4, 8, 12, 16, 24, 32, 128:
-        networks, args = set_up(data, seed, TENTH, rules=["fa"])
-        columns = run(networks, args, data, seed, write_from=data, steps=steps)
+    networks = nn.ModuleDict()
+    for steps in "4", "8", "12", "16", "24", "32", "128":
+        made, args = set_up(data, seed, "--init-scale=0.1", rules=["fa"])
+        networks[steps] = made["fa"]
+    start = copy.deepcopy(networks)
+    for steps in networks:
+        learn("hidden", [steps], networks, data, args, seed, int(steps))
+    learn("readout", networks, networks, data, args, seed, COPY)
+    for steps, columns in use(networks, start, data, args, seed, epochs=4):
         sign = "negative" if columns["least eigenvalue"] < 0 else "positive"
-        rows[f"{steps} steps, {sign}"] = {"runs": 1} | columns
-    return rows
+        yield f"{steps} steps, {sign}", {"runs": 1} | columns
 
 
 def span(_row, column, values):
-    """Return "least to largest"; the number of runs."""
-    if column == "runs" or not values:
-        return f"{len(values) or ''}"
+    """Return "least…largest"; the number of runs."""
+    if column == "runs":
+        return f"{sum(values):.0f}"
     digits = 3 if max(map(abs, values)) < 1 else 1
-    return f"{min(values):.{digits}f} to {max(values):.{digits}f}"
+    return f"{min(values):.{digits}f}…{max(values):.{digits}f}"
 
 
-# name: (function, seeds, what stands in a cell)
-TABLES = {"phases": (phases, 5, mean_and_deviation), "writing": (writing, 6, span)}
+with_relu = functools.partial(phases, hidden=50, relu=True)
+TABLES = {
+    "phases": (phases, 5, mean_and_deviation),
+    "phases, ReLU": (with_relu, 3, mean_and_deviation),
+    "writing": (writing, 6, span),
+}
 
 if __name__ == "__main__":
     main(__file__, __doc__, TABLES)

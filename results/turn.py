@@ -5,23 +5,18 @@
 1 minute on two cores. W and V start a tenth as large as usual, B does not. W learns from
 h0 + s (h - h0) in place of h, where h0 is what the hidden layer computed before training: so s, the
 dose, is 1 as usual, 0 to cut the copying, -1 to reverse it. Outputs and messages are as usual.
-
 The second table is the law: while both layers learn, in small steps, the inner product of W and B
 grows by half of what |V|^2 grows.
 """
 
 import copy
 
-import numpy as np
 import torch
-from common import EPOCH, TENTH, main, mean_and_deviation, script, set_up, train_for, values_of
+from common import EPOCH, main, mean_and_deviation, script, set_up, train_for
 from matplotlib.figure import Figure
 from torch import nn
-from torch.nn import functional as F
 
-from fa_linear import FALinear
-
-DOSES = -2, -1, -0.5, 0, 0.5, 1, 2
+STEPS = range(0, 97, 16)
 
 
 class Dosed(nn.Module):
@@ -35,118 +30,101 @@ class Dosed(nn.Module):
 
     def forward(self, images):
         h, h0 = self.hidden(images), self.hidden_at_start(images)
-        more = F.linear((self.dose - 1) * (h - h0).detach(), self.readout.weight)
+        more = nn.functional.linear((self.dose - 1) * (h - h0).detach(), self.readout.weight)
         zero = more - more.detach()  # but its gradient is that of `more`
         return self.readout(h) + zero
 
 
-def extended(hidden):
-    """Return V with the bias as one more column."""
-    return torch.cat([hidden.weight, hidden.bias[:, None]], dim=1).detach()
-
-
-def compute(network, data, args, steps, dose):
-    """Return the angle of W and B at each step, as if errors stayed what they are at the start.
+def compute(network, data, args, dose):
+    """Return {step: angle of W and B}, as if errors stayed what they are at the start.
 
     Then M, the mean of e u^T over the training images, stays what it is. The hidden layer gains
     -a B^T M; W gains -a M V^T from h0, and dose k M M^T B from what was written. For plain SGD, a
     is lr t, and k is lr^2 t (t - 1) / 2; with momentum and weight decay, what the optimizer makes
     of two numbers whose gradients are -1 and -a. (That W and V themselves decay is left out.)
     """
-    assert [type(layer) for layer in network] == [nn.Linear, FALinear], "two linear layers only"
     hidden, readout = network
-    W, B, V = readout.weight.detach(), readout.feedback, extended(hidden)
+    W = readout.weight.detach()
+    B = readout.feedback
+    V = torch.cat([hidden.weight, hidden.bias[:, None]], dim=1).detach()
     e = script.error_signal(network(data.train_images), data.train_labels)
-    u = F.pad(data.train_images, (0, 1), value=1.0)  # a 1 for the bias
+    u = nn.functional.pad(data.train_images, (0, 1), value=1)  # the bias is V's last column
     M = e.T @ u / len(u)
-    numbers = nn.ParameterDict({"a": torch.zeros(()), "k": torch.zeros(())})
-    optimizer = script.make_optimizer(numbers, args)
-    angles = []
-    for _step in range(steps + 1):
-        a, k = numbers["a"].detach().clone(), numbers["k"].detach().clone()
-        later_W = W - a * M @ V.T + dose * k * M @ M.T @ B
-        angles.append(script.angle(later_W.flatten(), B.flatten()).item())
-        numbers["a"].grad, numbers["k"].grad = torch.tensor(-1.0), -a
+    from_h0 = M @ V.T
+    from_written = dose * M @ M.T @ B
+    a = nn.Parameter(torch.zeros(()))
+    k = nn.Parameter(torch.zeros(()))
+    optimizer = script.make_optimizer(nn.ParameterList([a, k]), args)
+    angles = {}
+    for step in range(STEPS.stop):
+        later_W = W - a * from_h0 + k * from_written
+        if step in STEPS:
+            angles[step] = script.angle(later_W.flatten(), B.flatten()).item()
+        a.grad = torch.tensor(-1.0)
+        k.grad = -a.detach()
         optimizer.step()
     return angles
 
 
-def angle_at_readout(networks, _data):
-    W, B = networks["fa"].readout.weight.detach(), networks["fa"].readout.feedback
-    return {"angle": script.angle(W.flatten(), B.flatten()).item()}
+def measure(networks, _data):
+    """Return the angle of W and B, and the two sides of the law."""
+    network = networks["fa"]
+    W = network.readout.weight.detach().flatten()
+    B = network.readout.feedback.flatten()
+    row = {"angle": script.angle(W, B).item()}
+    row["inner product"] = (W @ B).item()
+    row["½‖V‖²"] = sum(each.square().sum().item() for each in network.hidden.parameters()) / 2
+    return row
 
 
 def turn(data, seed):
-    """Give the angle every four steps until step 96, by dose."""
-    rows = {}
-    for dose in DOSES:
-        networks, args = set_up(data, seed, TENTH, rules=["fa"])
-        computed = compute(networks["fa"], data, args, 96, dose)
+    """Give the angle at some steps, by dose."""
+    for dose in -2, -1, -0.5, 0, 0.5, 1, 2:
+        networks, args = set_up(data, seed, "--init-scale=0.1", rules=["fa"])
+        yield f"{dose}, computed", compute(networks["fa"], data, args, dose)
         networks["fa"] = Dosed(networks["fa"], dose)
-        measured = train_for(networks, data, args, seed, 96, angle_at_readout, every=4)
-        columns = rows[f"s = {dose:g}"] = {}
-        for step in range(0, 97, 4):
-            columns[f"{step}: computed"] = computed[step]
-            columns[f"{step}: measured"] = measured[step]["angle"]
-    return rows
-
-
-def at_some_steps(row, column, values):
-    """Return the cell, or None for a step that is in the picture alone."""
-    is_shown = column.split(":")[0] in ("16", "32", "48", "64", "96")
-    return mean_and_deviation(row, column, values) if is_shown else None
+        rows = train_for(networks, data, args, seed, STEPS[-1], measure, STEPS.step)
+        yield f"{dose}, measured", {step: rows[step]["angle"] for step in STEPS}
 
 
 def law(data, seed):
     """Give the growth, in two epochs, of the inner product of W and B and of half of |V|^2."""
-    rows = {}
-    for name, *options in ("plain SGD", "--momentum=0", "--weight-decay=0"), ("default",):
-        for between, hidden in ("linear", 20), ("ReLU", 50):
-            all_options = [TENTH, f"--hidden={hidden}", *options]
-            networks, args = set_up(data, seed, *all_options, rules=["fa"], relu=between == "ReLU")
-            both = train_for(networks, data, args, seed, 2 * EPOCH, both_sides)
-            product, half = (both[2 * EPOCH][key] - both[0][key] for key in ("product", "half"))
-            columns = {"inner product": product, "½‖V‖²": half}
-            rows[f"{name}, {between}"] = columns | {"ratio, %": 100 * product / half}
-    return rows
+    tenth, plain = "--init-scale=0.1", ["--momentum=0", "--weight-decay=0"]
+    for way, options in ("plain SGD", plain), ("default", []):
+        for kind in "linear", "ReLU":
+            relu = kind == "ReLU"
+            networks, args = set_up(data, seed, tenth, *options, rules=["fa"], relu=relu)
+            start, *_, end = train_for(networks, data, args, seed, 2 * EPOCH, measure).values()
+            grown = {side: end[side] - start[side] for side in ("inner product", "½‖V‖²")}
+            grown["ratio, %"] = 100 * grown["inner product"] / grown["½‖V‖²"]
+            yield f"{way}, {kind}", grown
 
 
-def both_sides(networks, _data):
-    """Return the two sides of the law."""
-    readout, V = networks["fa"].readout, extended(networks["fa"].hidden)
-    product = (readout.weight.detach() * readout.feedback).sum().item()
-    return {"product": product, "half": V.square().sum().item() / 2}
-
-
-def draw(lines):
+def draw(gathered):
     """Return the picture: the angle of W and B, as measured, and dashed as computed."""
+    rows = gathered["dose"]
     figure = Figure(figsize=(7, 3.5), layout="constrained")
     panel = figure.subplots()
-    steps = range(0, 97, 4)
-
-    def angles(dose, kind):
-        row, columns = f"s = {dose}", [f"{step}: {kind}" for step in steps]
-        return np.array([values_of(lines, row=row, column=column) for column in columns])
-
     for dose, label, color in (
         (-1, "W copies with the opposite sign", "#E69F00"),
         (0, "W cannot copy", "gray"),
         (1, "W copies, as usual", "#009E73"),
     ):
-        measured = angles(dose, "measured")
-        mean, spread = measured.mean(axis=1), measured.std(axis=1, ddof=1)
-        panel.plot(steps, mean, color=color, linewidth=4, label=label)
-        panel.fill_between(steps, mean - spread, mean + spread, color=color, alpha=0.2, lw=0)
-        panel.plot(steps, angles(dose, "computed").mean(axis=1), color="black", linestyle="--")
+        computed = torch.tensor([*rows[f"{dose}, computed"].values()])
+        measured = torch.tensor([*rows[f"{dose}, measured"].values()])
+        mean = measured.mean(dim=1)
+        spread = measured.std(dim=1)
+        panel.errorbar(STEPS, mean, spread, color=color, linewidth=4, elinewidth=1, label=label)
+        panel.plot(STEPS, computed.mean(dim=1), "k--", zorder=3)
     panel.lines[-1].set_label("computed before training")
-    panel.set(xlabel="step", ylabel="angle between W and B (degrees)", yticks=range(30, 151, 30))
-    panel.set_ylim(30, 165)
+    panel.set(xlabel="step", ylabel="angle between W and B (degrees)")
+    panel.set(xticks=STEPS, yticks=range(30, 151, 30), ylim=(30, 165))
     panel.grid(alpha=0.3)
     panel.legend(loc="upper left", fontsize="small")
     return figure
 
 
-TABLES = {"turn": (turn, 5, at_some_steps), "law": (law, 5, mean_and_deviation)}
+TABLES = {"dose": (turn, 5, mean_and_deviation), "law": (law, 5, mean_and_deviation)}
 
 if __name__ == "__main__":
     main(__file__, __doc__, TABLES, draw)

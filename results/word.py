@@ -5,28 +5,28 @@
 
 20 seconds. There are 400 hidden units, laid out as 20 x 20 pixels, so that a row of B or W is a
 picture: a letter for each digit. W starts as another word, as large as B; V starts a tenth as large
-as usual, so that it holds little else. Then FA and BP train for one epoch (seed 0). A network does
-not know how its units are laid out. Each word has ten different letters, as a B with equal rows
-would not do.
-
-The third row of the picture is what has been written: what the hidden units of a digit's test
-images have gained in 64 steps, less the mean of that over the ten digits.
+as usual, so that it holds little else. Then FA and BP train for one epoch (seed 0). Each word has
+ten different letters, as a B with equal rows would not do. The third row of the picture is what has
+been written: what the hidden units of a digit's test images have gained in 64 steps, less the mean
+of that over the ten digits.
 """
 
 import argparse
 import functools
-import os
+import signal
 import string
 import sys
+from pathlib import Path
 
 import numpy as np
 import torch
-from common import EPOCH, TENTH, load, save, set_up, style, train_for
+from common import EPOCH, load, set_up, train_for
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from torch.nn import functional as F
 
 SIZE = 20
+WORDS = "DUPLICATES", "BACKGROUND"  # of B, and of W at the start
 
 
 @functools.cache
@@ -48,15 +48,16 @@ def spell(word, like):
 
 
 def read(matrix):
-    """Return the word that is nearest to a matrix, and each row's cosine to its letter."""
+    """Return the word that is nearest to a matrix, and its rows' cosines: the mean and the least."""
     alphabet = torch.stack([letter(text) for text in string.ascii_uppercase])
     cosines, nearest = (F.normalize(matrix) @ F.normalize(alphabet).T).max(dim=1)
-    return "".join(string.ascii_uppercase[i] for i in nearest), cosines
+    word = "".join(string.ascii_uppercase[i] for i in nearest)
+    return word, f"{cosines.mean():.2f}", f"{cosines.min():.2f}"
 
 
 def train(data, word, start, steps):
     """Return B, W at the start, what hidden units have gained, W after FA and after BP."""
-    networks, args = set_up(data, 0, f"--hidden={SIZE**2}", TENTH)
+    networks, args = set_up(data, 0, f"--hidden={SIZE**2}", "--init-scale=0.1")
     B = networks["fa"].readout.feedback = spell(word, networks["fa"].readout.feedback)
     for network in networks.values():
         network.readout.weight.data = spell(start, B)
@@ -103,40 +104,25 @@ def ten_letters(text):
     return word
 
 
-def main(arguments=None):
+def main():
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("data_dir", type=os.path.expanduser, help="where MNIST is")
-    parser.add_argument(
-        "B", type=ten_letters, nargs="?", default="DUPLICATES", help="what B spells"
-    )
-    parser.add_argument("W", type=ten_letters, nargs="?", default="BACKGROUND", help="W's start")
-    args = parser.parse_args(arguments)
+    parser.add_argument("data_dir", help="where MNIST is")
+    parser.add_argument("B", type=ten_letters, nargs="?", default=WORDS[0], help="what B spells")
+    parser.add_argument("W", type=ten_letters, nargs="?", default=WORDS[1], help="W's start")
+    args = parser.parse_args()
+    signal.signal(signal.SIGINT, lambda *_: sys.exit("Stopped; nothing is written."))
     data = load(args.data_dir)
     print("Training for an epoch: 20 seconds.", file=sys.stderr)
-    try:
-        with style.context("default"):  # whatever the user's settings are
-            write_and_print(data, args, parser)
-    except KeyboardInterrupt:
-        sys.exit("Stopped; nothing is written.")
-
-
-def write_and_print(data, args, parser):
-    """Train; write the picture, and print what W reads."""
     matrices = train(data, args.B, args.W, EPOCH)
-    lines, texts = [], ["W|reads|mean cosine|least", "---|---|---|---"]
-    for row in "start", "FA", "BP":
-        word, cosines = read(matrices[row])
-        columns = {"reads": word, "mean cosine": f"{cosines.mean():.2f}"}
-        columns["least"] = f"{cosines.min():.2f}"
-        texts.append("|".join([row, *columns.values()]))
-        for column, value in columns.items():
-            lines.append({"table": "W", "row": row, "column": column, "seed": 0, "value": value})
-    if (args.B, args.W) == (parser.get_default("B"), parser.get_default("W")):
-        save(__file__, lines, lambda _lines: draw(matrices))
-    else:
-        draw(matrices).savefig(f"{args.B}-{args.W}.png", dpi=100)
-        print(f"Written: {args.B}-{args.W}.png")
-    print("\n".join(texts))
+    rows = [(row, *read(matrices[row])) for row in ("start", "FA", "BP")]
+    picture = Path(f"{args.B}-{args.W}.png")
+    if (args.B, args.W) == WORDS:
+        picture = Path(__file__).with_suffix(".png")
+        lines = ["table,row,reads,mean cosine,least", *(",".join(["W", *row]) for row in rows)]
+        picture.with_suffix(".csv").write_text("\n".join([*lines, ""]), newline="\n")
+    draw(matrices).savefig(picture, dpi=100)
+    print(f"Written: {picture}\n\nW|reads|mean cosine|least\n---|---|---|---")
+    print("\n".join("|".join(row) for row in rows))
 
 
 if __name__ == "__main__":

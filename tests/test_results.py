@@ -1,10 +1,12 @@
 """Each experiment does to a network what its name says; what is computed exactly, is exact."""
 
+import copy
 import csv
-import itertools
+import functools
 import math
 import os
 import signal
+import sys
 import time
 from pathlib import Path
 
@@ -32,7 +34,7 @@ def data():
 
 
 @pytest.fixture(autouse=True)
-def two_linear_layers(data):
+def two_layers(data):
     """The experiments refuse other networks; who changes the script's is not to fight their tests."""
     try:
         network = common.set_up(data, 0)[0]["fa"]
@@ -42,11 +44,24 @@ def two_linear_layers(data):
         pytest.skip("the experiments load float32")
 
 
-def test_experiments_refuse_a_network_that_is_not_two_linear_layers(data, monkeypatch):
+@pytest.fixture
+def run(monkeypatch):
+    """Return a function that runs a `main` with arguments as a command has them."""
+    handler = signal.getsignal(signal.SIGINT)
+
+    def run(main, *arguments, **others):
+        monkeypatch.setattr(sys, "argv", ["x.py", *arguments])
+        main(**others)
+
+    yield run
+    signal.signal(signal.SIGINT, handler)
+
+
+def test_experiments_refuse_a_network_that_is_not_two_layers(data, monkeypatch):
     layers = nn.Linear(784, 20), nn.ReLU(), FALinear(20, 10)
     networks = nn.ModuleDict({rule: nn.Sequential(*layers) for rule in ("fa", "bp")})
     monkeypatch.setattr(script, "matched_networks", lambda *_: networks)
-    with pytest.raises(AssertionError, match="two linear layers"):
+    with pytest.raises(AssertionError, match="two layers"):
         common.set_up(data, 0)
 
 
@@ -119,22 +134,18 @@ def test_a_table_trains_from_its_seed(data, monkeypatch, module, name):
     monkeypatch.setattr(module, "set_up", recorded)
     monkeypatch.setattr(module, "train_for", train_for)
     with pytest.raises(Stop):
-        getattr(module, name)(data, 3)
-    assert seeds == [3, 3]
+        list(getattr(module, name)(data, 3))
+    assert len(seeds) >= 2 and set(seeds) == {3}
 
 
-def test_a_step_without_a_row_cannot_be_stopped_at(data):
+def test_a_step_without_a_row_is_not_trained_for_forever(data):
     networks, args, _ = fa_of(data)
-    with pytest.raises(AssertionError, match="no row"):
-        common.train_for(networks, data, args, 0, 70, script.measure, every=50)
+    assert max(common.train_for(networks, data, args, 0, 70, every=50)) == 100
 
 
 def random_table(_data, seed):
-    return {
-        "10 b": {"x": 2.0 * seed, "hidden": 1},
-        "9 a": {"x": seed / 10, "only": 1},
-        "c": {"x": 1},
-    }
+    yield "a", {"x": 2.0 * seed}
+    yield 9, {"x": seed / 10, 5: 1}
 
 
 def failing_table(_data, seed):
@@ -143,11 +154,7 @@ def failing_table(_data, seed):
     time.sleep(30)
 
 
-def cell(row, column, values):
-    return None if column == "hidden" else common.mean_and_deviation(row, column, values)
-
-
-TABLE = "t|x|only\n---|---|---\n9 a|0.050±0.071|1.0±0.0\n10 b|1.0±1.4|\nc|1.0±0.0|"
+TABLE = "t|x|5\n---|---|---\na|1.0±1.4|\n9|0.050±0.071|1.0±0.0"
 
 
 @pytest.fixture
@@ -158,26 +165,37 @@ def tiny_mnist(folder):
     return str(folder)
 
 
-@pytest.mark.parametrize("options", [[], ["--seeds=2"], ["--seeds=1"]], ids=str)
-def test_tables_are_printed_and_files_written_by_a_complete_run_alone(tiny_mnist, capsys, options):
-    tables = {"t": (random_table, 2, cell), "u": (random_table, 1, None)}
-    common.main("x.py", "Doc.", tables, lambda _: Figure(), arguments=[tiny_mnist, *options])
+@pytest.mark.parametrize("option", ["", "--seeds=1", "--seeds=2", "--seeds=9"])
+def test_tables_are_printed_and_files_written_without_seeds_alone(run, tiny_mnist, capsys, option):
+    tables = {
+        "t": (random_table, 2, common.mean_and_deviation),
+        "u": (random_table, 1, None),
+    }
+    options = [option] if option else []
+    run(common.main, tiny_mnist, *options, file="x.py", doc="", tables=tables, draw=picture)
     printed = capsys.readouterr().out
-    if options == ["--seeds=1"]:
+    assert printed == f"\n{TABLE}\n" or option == "--seeds=1"
+    if option:
         assert printed and not list(Path().glob("x.*"))
         return
-    assert printed == f"\n{TABLE}\n"
     assert Path("x.png").is_file()
     with open("x.csv", encoding="utf-8") as file:
         lines = list(csv.DictReader(file))
-    assert [line["table"] + line["seed"] for line in lines] == ["t0"] * 5 + ["t1"] * 5 + ["u0"] * 5
-    assert lines[5] == {"table": "t", "row": "10 b", "column": "x", "seed": "1", "value": "2"}
+    assert [line["table"] + line["seed"] for line in lines] == ["t0"] * 3 + ["t1"] * 3 + ["u0"] * 3
+    assert lines[3] == {"table": "t", "row": "a", "column": "x", "seed": "1", "value": "2"}
 
 
-def test_an_error_in_one_seed_shows_at_once(tiny_mnist):
+def picture(gathered):
+    """A picture that needs what was gathered, when the CSV is written already."""
+    assert gathered["t"]["a"] == {"x": [0.0, 2.0]} and gathered["u"]["9"]["5"] == [1.0]
+    assert Path("x.csv").is_file()
+    return Figure()
+
+
+def test_an_error_in_one_seed_shows_at_once(run, tiny_mnist):
     start = time.monotonic()
     with pytest.raises(ValueError, match="seed 0"):
-        common.main("x.py", "Doc.", {"t": (failing_table, 5, cell)}, arguments=[tiny_mnist])
+        run(common.main, tiny_mnist, file="x.py", doc="", tables={"t": (failing_table, 5, None)})
     assert time.monotonic() - start < 10
     assert not Path("x.csv").exists()
 
@@ -188,22 +206,22 @@ def slow_table(_data, _seed):
 
 
 @pytest.mark.parametrize("whom", ["parent", "group"])
-def test_ctrl_c_stops_all_at_once_in_one_line(tiny_mnist, whom):
+def test_ctrl_c_stops_all_at_once_in_one_line(run, tiny_mnist, whom):
     reading, writing = os.pipe()
     child = os.fork()
     if not child:  # a process with a group of its own, which writes all into the pipe
         os.setsid()
         for output in 1, 2:
             os.dup2(writing, output)
-        signal.signal(signal.SIGINT, signal.default_int_handler)  # it may have been ignored
         try:
-            common.main("x.py", "Doc.", {"t": (slow_table, 9, None)}, arguments=[tiny_mnist])
+            run(common.main, tiny_mnist, file="x.py", doc="", tables={"t": (slow_table, 9, None)})
         except BaseException as stopped:  # noqa: BLE001
             os.write(2, str(stopped).encode())
         os._exit(1)
     os.close(writing)
     with open(reading, encoding="utf-8") as output:
         assert output.readline() == "on\n"
+        time.sleep(1)  # until each process is on
         (os.kill if whom == "parent" else os.killpg)(child, signal.SIGINT)
         start = time.monotonic()
         rest = output.read()  # ends when no process holds the pipe any more
@@ -213,10 +231,11 @@ def test_ctrl_c_stops_all_at_once_in_one_line(tiny_mnist, whom):
     assert time.monotonic() - start < 10
 
 
-def test_without_mnist_a_line_names_the_command_and_nothing_is_downloaded(folder):
+def test_without_mnist_a_line_names_the_command_and_nothing_is_downloaded(tiny_mnist):
+    Path(tiny_mnist, "MNIST/raw/t10k-labels-idx1-ubyte").unlink()
     with pytest.raises(SystemExit, match="train_fa_vs_bp_linear_model.py"):
-        common.load(str(folder))
-    assert not list(folder.iterdir())
+        common.load(tiny_mnist)
+    assert len(list(Path(tiny_mnist).glob("MNIST/raw/*"))) == 3
 
 
 # word.py
@@ -232,9 +251,9 @@ def test_a_word_that_is_spelled_can_be_read():
 
 
 @pytest.mark.parametrize("text", ["DUPLICATE", "DUPLICATED", "DUPLICAT3S", "ÄUPLICATES", ""])
-def test_what_is_no_word_of_ten_different_letters_is_refused(text, capsys):
+def test_what_is_no_word_of_ten_different_letters_is_refused(run, text, capsys):
     with pytest.raises(SystemExit):
-        word.main(["nowhere", text, "BACKGROUND"])
+        run(word.main, "nowhere", text, "BACKGROUND")
     assert "ten different letters" in capsys.readouterr().err
 
 
@@ -252,17 +271,27 @@ def test_b_spells_both_networks_start_as_the_other_word_and_what_is_gained_is_by
     assert not torch.allclose(found["BP"], found["FA"])
 
 
-def test_what_w_reads_is_printed_and_the_picture_named_by_the_words(folder, monkeypatch, capsys):
-    words = {"B": "DUPLICATES", "start": "BACKGROUND", "gained": "NIGHTMARES", "FA": "ALGORITHMS"}
-    matrices = {name: word.spell(text, torch.randn(9)) for name, text in words.items()}
-    matrices["BP"] = word.spell("IMPORTANCE", torch.randn(9))
+@pytest.mark.parametrize("words", [["algorithms", "BACKGROUND"], []], ids=str)
+def test_what_w_reads_is_printed_and_the_picture_named_by_the_words(
+    run, folder, monkeypatch, capsys, words
+):
+    spelled = {"B": "DUPLICATES", "start": "BACKGROUND", "gained": "NIGHTMARES"}
+    spelled |= {"FA": "ALGORITHMS", "BP": "IMPORTANCE"}
+    matrices = {name: word.spell(text, torch.randn(9)) for name, text in spelled.items()}
     monkeypatch.setattr(word, "load", lambda _: None)
+    monkeypatch.setattr(word, "__file__", str(folder / "word.py"))
     monkeypatch.setattr(word, "train", lambda _data, B, W, steps: matrices if steps == 1875 else {})
-    word.main(["nowhere", "algorithms", "BACKGROUND"])
-    assert Path("ALGORITHMS-BACKGROUND.png").is_file()
-    lines = capsys.readouterr().out.splitlines()[-3:]
-    ends = [f"{name}|1.00|1.00" for name in ("BACKGROUND", "ALGORITHMS", "IMPORTANCE")]
-    assert lines == [f"{name}|{end}" for name, end in zip(("start", "FA", "BP"), ends)]
+    run(word.main, "nowhere", *words)
+    rows = ["start|BACKGROUND|1.00|1.00", "FA|ALGORITHMS|1.00|1.00", "BP|IMPORTANCE|1.00|1.00"]
+    assert capsys.readouterr().out.splitlines()[-3:] == rows
+    if words:
+        assert [path.name for path in folder.iterdir()] == ["ALGORITHMS-BACKGROUND.png"]
+        return
+    assert {path.name for path in folder.iterdir()} == {"word.png", "word.csv"}
+    lines = Path("word.csv").read_text().splitlines()
+    assert lines == ["table,row,reads,mean cosine,least"] + [
+        f"W|{r}".replace("|", ",") for r in rows
+    ]
 
 
 def test_fa_turns_one_word_into_the_other_and_bp_does_not(mnist):
@@ -274,17 +303,16 @@ def test_fa_turns_one_word_into_the_other_and_bp_does_not(mnist):
 
 # phases.py
 
-ERRORS = {1875: {"error": 1.0}, 15000: {"error": 2.0}}
-
 
 @pytest.mark.parametrize("layer", ["hidden", "readout"])
-def test_a_layer_that_learns_alone_changes_alone(data, layer):
-    networks, args, network = fa_of(data)
-    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
-    phases.learn_alone(layer, networks, data, args, 0, 5)
-    after = network.state_dict()
+def test_one_layer_of_the_networks_that_are_named_learns_alone(data, layer):
+    networks, args = common.set_up(data, 0)
+    before = {name: tensor.clone() for name, tensor in networks.state_dict().items()}
+    rows = phases.learn(layer, ["fa"], networks, data, args, 0, 5)
+    after = networks.state_dict()
     changed = {name for name in before if not torch.equal(before[name], after[name])}
-    assert changed == {f"{layer}.weight", f"{layer}.bias"}
+    assert changed == {f"fa.{layer}.weight", f"fa.{layer}.bias"}
+    assert rows[5]["fa"] == pytest.approx(script.measure(networks, data)["fa_error"])
 
 
 def test_labels_are_permuted_by_the_seed_and_nothing_else_is_changed(data):
@@ -294,91 +322,140 @@ def test_labels_are_permuted_by_the_seed_and_nothing_else_is_changed(data):
     assert changed.train_images is data.train_images and changed.test_labels is data.test_labels
 
 
-def test_what_is_done_in_each_phase(data, monkeypatch):
-    done, usual = [], fa_of(data)[2].readout.weight.norm()
+CONTROLS = ["use another B", "write errors of other images", "write nothing"]
+CONTROLS += ["write nothing, usual start", "copy nothing"]
 
-    def learn_alone(layer, networks, given, args, seed, steps, every=None):
-        network = networks["fa"]
-        size = (network.readout.weight.norm() / usual).item() if len(network) == 2 else 0
-        assert network.hidden.out_features == (20 if len(network) == 2 else 50)
+
+def rows_of_a_use(names, epochs=8):
+    return {step: dict.fromkeys(names, float(step)) for step in (0, 1875, epochs * 1875)}
+
+
+def what_is_done(data, monkeypatch, table):
+    """Make a table of phases.py without training.
+
+    Return its rows, what would have been trained, and copies of the networks each time.
+    """
+    done, copies = [], []
+
+    def learn(layer, names, networks, given, args, seed, steps, every=None):
         labels = "true" if given.train_labels is data.train_labels else "other"
-        done.append((layer, steps, labels, network.readout.feedback.sum().item(), len(network)))
-        if steps == phases.USE:
-            done.append(round(size, 2))
-        return ERRORS
+        done.append((layer, list(names), steps, labels, every))
+        copies.append(copy.deepcopy(networks))
+        return rows_of_a_use(names)
 
-    monkeypatch.setattr(phases, "learn_alone", learn_alone)
-    rows = phases.phases(data, 0)
-    assert len(rows) == 12
-    for layers, size in (2, 0.1), (3, 0):
-        B = done[0][3]
-        write, copied, use = ("hidden", 64), ("readout", 2000), ("hidden", 15000)
-        plan = [[write, copied, use, size], [write, copied, use, size], [write, copied, use, size]]
-        plan += [[copied, use, size], [copied, use, 1 if size else 0], [write, use, size]]
-        for number, steps in enumerate(plan):
-            for step in steps:
-                found = done.pop(0)
-                if not isinstance(step, tuple):
-                    assert found == step
-                    continue
-                labels = "other" if number == 2 and step == write else "true"
-                assert (*found[:3], found[4]) == (*step, labels, layers)
-                assert (found[3] == B) == (number != 1 or step != use)  # 1: another B
+    monkeypatch.setattr(phases, "learn", learn)
+    function, _, _ = phases.TABLES[table]
+    return dict(function(data, 0)), done, copies
+
+
+def test_what_is_done_in_each_phase(data, monkeypatch):
+    rows, done, _ = what_is_done(data, monkeypatch, "phases")
+    names = ["write, copy, use", *CONTROLS]
+    writers = ["write, copy, use", "use another B", "copy nothing"]
+    assert done == [
+        ("hidden", writers, 64, "true", None),
+        ("hidden", ["write errors of other images"], 64, "other", None),
+        ("readout", names[:-1], 2000, "true", None),
+        ("hidden", names, 15000, "true", 1875),
+    ]
+    assert list(rows) == names
+    for columns in rows.values():
+        assert list(columns.values())[-3:] == [0.0, 1875.0, 15000.0]
+
+
+@pytest.mark.parametrize(("table", "units"), [("phases", 20), ("phases, ReLU", 50)])
+def test_the_networks_of_the_phases(data, monkeypatch, table, units):
+    _, _, copies = what_is_done(data, monkeypatch, table)
+    usual = copies[0]["write nothing, usual start"].readout.weight
+    for name, network in copies[0].items():
+        scale = 1 if name == "write nothing, usual start" else 0.1
+        assert_close(network.readout.weight, scale * usual)
+        h = network.hidden(data.test_images)
+        assert h.shape[1] == units
+        assert (h.min().item() >= 0) == (table == "phases, ReLU")
+
+
+def test_one_network_alone_uses_another_B_than_it_wrote_and_copied(data, monkeypatch):
+    _, _, copies = what_is_done(data, monkeypatch, "phases")
+    B = copies[0]["copy nothing"].readout.feedback
+    for phase, networks in enumerate(copies):
+        others = {name for name in networks if not torch.equal(networks[name].readout.feedback, B)}
+        assert others == ({"use another B"} if phase == 3 else set())
+
+
+def test_another_B_is_drawn_as_B_is_and_unlike_W_and_B(data, monkeypatch):
+    found = {}
+
+    def use(networks, *_):
+        found.update(networks.items())
+        return {}
+
+    monkeypatch.setattr(phases, "learn", lambda *_: {})
+    monkeypatch.setattr(phases, "use", use)
+    phases.phases(data, 0)
+    other, readout = found["use another B"].readout.feedback, found["copy nothing"].readout
+    assert_close(other.std(), readout.feedback.std(), rtol=0.2, atol=0)
+    for each in readout.feedback, readout.weight:
+        assert abs(torch.cosine_similarity(other.flatten(), each.flatten(), dim=0)) < 0.5
 
 
 def test_how_long_is_written_and_the_signs_are_told_apart(data, monkeypatch):
-    leasts = itertools.cycle([-0.1, 0.1])
+    done = []
+    counts = ["4", "8", "12", "16", "24", "32", "128"]
 
-    def run(_networks, args, data, seed, write_from, steps):
-        assert args.init_scale == 0.1 and write_from is data
-        return {"steps": steps, "least eigenvalue": next(leasts)}
+    def learn(layer, names, networks, given, args, seed, steps):
+        assert given is data and args.init_scale == 0.1
+        done.append((layer, list(names), steps))
 
-    monkeypatch.setattr(phases, "run", run)
-    rows = phases.writing(data, 0)
-    assert [columns["steps"] for columns in rows.values()] == [4, 8, 12, 16, 24, 32, 128]
-    assert list(rows)[:2] == ["4 steps, negative", "8 steps, positive"]
+    def use(networks, start, given, args, seed, epochs):
+        assert given is data and epochs == 4
+        for steps in networks:
+            assert networks[steps] is not start[steps]
+            yield steps, {"least eigenvalue": -0.1 if steps == "8" else 0.1}
+
+    monkeypatch.setattr(phases, "learn", learn)
+    monkeypatch.setattr(phases, "use", use)
+    rows = dict(phases.writing(data, 0))
+    assert done == [*(("hidden", [n], int(n)) for n in counts), ("readout", counts, 2000)]
+    signs = {steps: "negative" if steps == "8" else "positive" for steps in counts}
+    assert list(rows) == [f"{steps} steps, {signs[steps]}" for steps in counts]
+    assert rows["8 steps, negative"] == {"runs": 1, "least eigenvalue": -0.1}
+    assert rows["4 steps, positive"] == {"runs": 1, "least eigenvalue": 0.1}
 
 
 def test_a_span_is_from_least_to_largest():
-    assert phases.span("", "x", [2.0, -1.0]) == "-1.0 to 2.0"
-    assert phases.span("", "runs", [1.0, 1.0]) == "2"
+    assert phases.span("", "x", [2.0, -1.0]) == "-1.0…2.0"
+    assert phases.span("", "runs", [1.0, 0.0, 1.0]) == "2"
 
 
 def test_a_row_has_what_was_written_and_the_angle_and_errors_of_the_w_and_b_that_are_used(
     data, monkeypatch
 ):
     networks, args, network = fa_of(data)
-    readout = network.readout
+    start, _, _ = fa_of(data)
+    network.hidden.weight.data += 1
 
-    def learn_alone(layer, *_, **__):
-        if layer == "hidden":
-            network.hidden.weight.data += 1
-        return ERRORS
+    def learn(layer, names, networks, *_, every):
+        assert layer == "hidden" and every == 1875
+        network.hidden.weight.data += 1
+        return rows_of_a_use(names, epochs=4)
 
-    monkeypatch.setattr(phases, "learn_alone", learn_alone)
-    old_B = readout.feedback
-    row = phases.run(networks, args, data, 0, write_from=data, another_B=True)
-    W, B = readout.weight.detach().flatten(), readout.feedback.flatten()
-    cosine = torch.cosine_similarity(B, old_B.flatten(), dim=0)
-    assert abs(cosine) < 0.5
-    assert_close(B.std(), old_B.std(), rtol=0.2, atol=0)
-    least, symmetric = eigenvalues.least_eigenvalues(readout)
-    network.hidden.weight.data -= 1  # of the use
-    assert row == {
-        "‖ΔV‖": pytest.approx((784 * 20) ** 0.5, rel=1e-3),
-        "angle": script.angle(W, B).item(),
-        "least eigenvalue": least,
-        "symmetric part": symmetric,
-        "before use": phases.error(networks, data)["error"],
-        "use, 1 epoch": 1.0,
-        "8 epochs": 2.0,
-    }
-
-
-def test_an_error_is_that_of_the_test_images(data):
-    networks, _, _ = fa_of(data)
-    expected = script.measure(networks, data)["fa_error"]
-    assert phases.error(networks, data) == {"error": pytest.approx(expected)}
+    monkeypatch.setattr(phases, "learn", learn)
+    ((name, row),) = phases.use(networks, start, data, args, 0, epochs=4)
+    W, B = network.readout.weight.detach().flatten(), network.readout.feedback.flatten()
+    whole, symmetric = eigenvalues.eigenvalues(network.readout)
+    assert (name, row) == (
+        "fa",
+        {
+            "‖ΔV‖": pytest.approx((784 * 20) ** 0.5, rel=1e-3),
+            "angle": script.angle(W, B).item(),
+            "least eigenvalue": whole[0],
+            "symmetric part": symmetric[0],
+            "before use": 0.0,
+            "use, 1 epoch": 1875.0,
+            "4 epochs": 7500.0,
+        },
+    )
 
 
 # turn.py
@@ -403,26 +480,22 @@ def test_a_dose_gives_w_the_gradient_of_h0_and_so_much_of_what_was_written(data,
 
 
 @pytest.mark.parametrize("dose", [-1, 0, 1])
-def test_the_computed_turn_is_exact_if_errors_stay_what_they_are(data, dose):
+def test_the_computed_turn_is_exact_if_errors_stay_what_they_are(data, monkeypatch, dose):
     """Full-batch training on a loss whose gradient is constant: e of the start."""
+    monkeypatch.setattr(turn, "STEPS", range(21))
     _, args, network = fa_of(data, "--weight-decay=0", "--lr=0.01")
     y = network(data.train_images)
     constant = script.error_signal(y, data.train_labels) / 2000
-    computed = turn.compute(network, data, args, 20, dose)
+    computed = turn.compute(network, data, args, dose)
+    assert list(computed) == list(range(21))
     dosed = turn.Dosed(network, dose)
     optimizer = script.make_optimizer(dosed, args)
-    for angle in computed:
-        assert turn.angle_at_readout({"fa": dosed}, data)["angle"] == pytest.approx(angle, abs=0.05)
+    for angle in computed.values():
+        assert turn.measure({"fa": dosed}, data)["angle"] == pytest.approx(angle, abs=0.05)
         optimizer.zero_grad()
         dosed(data.train_images).backward(constant)
         optimizer.step()
     assert dose == 0 or abs(computed[20] - computed[0]) > 2
-
-
-def test_the_turn_of_other_networks_is_not_computed(data):
-    _, args, network = fa_of(data, relu=True)
-    with pytest.raises((AssertionError, ValueError)):
-        turn.compute(network, data, args, 3, 1)
 
 
 @pytest.mark.parametrize("relu", [False, True])
@@ -432,57 +505,63 @@ def test_the_law_holds_for_one_small_step(data, relu):
     one = data._replace(
         train_images=data.train_images[:9].double(), train_labels=data.train_labels[:9]
     )
-    sides = [turn.both_sides(networks, one)]
+    before = turn.measure(networks, one)
     gradients(network, one)
     torch.optim.SGD(network.parameters(), lr=1e-6).step()
-    sides.append(turn.both_sides(networks, one))
-    product, half = (sides[1][key] - sides[0][key] for key in ("product", "half"))
+    after = turn.measure(networks, one)
+    product, half = (after[side] - before[side] for side in ("inner product", "½‖V‖²"))
     assert product == pytest.approx(half, rel=1e-3)
-    fresh, _, network = fa_of(data, relu=relu)
     weight, bias = network.hidden.parameters()
     half = (weight.square().sum() + bias.square().sum()).item() / 2
-    assert turn.both_sides(fresh, one)["half"] == pytest.approx(half)
+    assert after["½‖V‖²"] == pytest.approx(half)
 
 
 def test_the_law_is_for_plain_sgd_and_the_default_with_and_without_a_relu(data, monkeypatch):
     seen = []
 
     def train_for(networks, data, args, seed, steps, measure):
-        units = networks["fa"].hidden.out_features
-        seen.append(
-            (args.momentum, args.weight_decay, units, len(networks["fa"]), args.init_scale, steps)
-        )
-        return {0: {"product": 0, "half": 0}, steps: {"product": 1, "half": 2}}
+        is_relu = networks["fa"].hidden(data.test_images).min().item() == 0
+        seen.append((args.momentum, args.weight_decay, is_relu, args.init_scale, steps))
+        start = {"angle": 9, "inner product": 1, "½‖V‖²": 2}
+        return {0: start, 1: None, steps: {"angle": 8, "inner product": 2, "½‖V‖²": 4}}
 
     monkeypatch.setattr(turn, "train_for", train_for)
-    rows = turn.law(data, 0)
-    assert list(rows["plain SGD, linear"].values()) == [1, 2, 50]
+    rows = dict(turn.law(data, 0))
+    assert rows["plain SGD, linear"] == {"inner product": 1, "½‖V‖²": 2, "ratio, %": 50}
     assert list(rows) == [
         f"{how}, {n}" for how in ("plain SGD", "default") for n in ("linear", "ReLU")
     ]
     plain, default = (0, 0), (0.9, 0.001)
-    kinds = (20, 2), (50, 3)
-    assert seen == [(*how, *kind, 0.1, 3750) for how in (plain, default) for kind in kinds]
+    assert seen == [(*how, relu, 0.1, 3750) for how in (plain, default) for relu in (False, True)]
 
 
 def test_what_is_computed_and_measured_stands_at_its_step_and_dose(data, monkeypatch):
-    doses, measured = [], {step: {"angle": -step} for step in range(0, 97, 4)}
-    compute = lambda *_: doses.append(_[-1]) or [1000 * _[-1] + step for step in range(97)]
+    doses = []
+
+    def compute(network, data, args, dose):
+        doses.append(dose)
+        assert args.init_scale == 0.1 and not isinstance(network, turn.Dosed)
+        return {0: 1000 * dose}
+
+    def train_for(networks, data, args, seed, steps, measure, every):
+        doses.append(networks["fa"].dose)
+        return {step: {"angle": -step} for step in range(0, steps + 1, every)}
+
     monkeypatch.setattr(turn, "compute", compute)
-    monkeypatch.setattr(turn, "train_for", lambda networks, *_, **__: seen(networks) or measured)
-    seen = lambda networks: doses.append(networks["fa"].dose)
-    rows = turn.turn(data, 0)
+    monkeypatch.setattr(turn, "train_for", train_for)
+    rows = dict(turn.turn(data, 0))
     assert doses == [dose for dose in (-2, -1, -0.5, 0, 0.5, 1, 2) for _ in range(2)]
-    assert rows["s = -0.5"]["16: computed"] == -484 and rows["s = 2"]["64: measured"] == -64
+    assert rows["-0.5, computed"] == {0: -500}
+    assert rows["2, measured"] == {step: -step for step in (0, 16, 32, 48, 64, 80, 96)}
 
 
-def test_on_mnist_each_dose_turns_w_as_was_computed(mnist, monkeypatch):
-    monkeypatch.setattr(turn, "DOSES", (-1, 0, 1))
-    rows = turn.turn(mnist, 0)
-    for columns in rows.values():
-        assert columns["48: measured"] == pytest.approx(columns["48: computed"], abs=3)
-    reversed_, cut, copied = (columns["48: measured"] for columns in rows.values())
-    assert reversed_ > cut + 10 > copied + 30
+def test_on_mnist_each_dose_turns_w_as_was_computed(mnist):
+    rows = dict(turn.turn(mnist, 0))
+    measured = {}
+    for dose in -1, 0, 1:
+        measured[dose] = rows[f"{dose}, measured"][48]
+        assert measured[dose] == pytest.approx(rows[f"{dose}, computed"][48], abs=3)
+    assert measured[-1] > measured[0] + 10 > measured[1] + 30
 
 
 # eigenvalues.py
@@ -495,29 +574,40 @@ def test_the_eigenvalues_are_for_errors_that_sum_to_zero(sign):
     readout.weight.data = sign * torch.eye(10) - torch.ones(10, 10) / 2  # on errors all alike: -5
     readout.weight.data[0, 1] += 8  # for the symmetric part
     readout.weight.data[0, 2] -= 8
-    found = eigenvalues.eigenvalues(readout.weight.detach())
-    assert_close(found.real, torch.full((9,), float(sign)), rtol=0, atol=0.05)
-    whole, symmetric = eigenvalues.least_eigenvalues(readout)
-    assert whole == pytest.approx(sign, abs=0.05) and symmetric < sign - 2
+    whole, symmetric = eigenvalues.eigenvalues(readout)
+    assert whole == pytest.approx([sign] * 9, abs=0.05) and whole == sorted(whole)
+    assert len(symmetric) == 9 and symmetric[0] < sign - 2
+
+
+def test_the_eigenvalues_are_those_of_w_and_b(data):
+    networks, _, network = fa_of(data)
+    W, B = network.readout.weight.detach(), network.readout.feedback
+    centre = torch.eye(10) - 0.1  # takes the mean off: one eigenvalue more, which is 0
+    whole, symmetric = eigenvalues.measure(networks, data)["eigenvalues"]
+    product = centre @ W @ B.T @ centre
+    expected = torch.linalg.eigvals(product).real.tolist()
+    assert sorted([*whole, 0]) == pytest.approx(sorted(expected), abs=1e-3)
+    expected = torch.linalg.eigvalsh((product + product.T) / 2).tolist()
+    assert sorted([*symmetric, 0]) == pytest.approx(expected, abs=1e-3)
 
 
 def test_from_which_step_none_is_negative(data, monkeypatch):
-    least = lambda step: [-0.1 if step in (0, 50, 125) else 0.1, -0.1]
-    rows = {step: {"least": least(step), "all": [step] * 9} for step in range(0, 9376, 25)}
-    monkeypatch.setattr(eigenvalues, "train_for", lambda *_: rows)
-    found = eigenvalues.follow(data, 0)
+    default = vars(script.make_parser().parse_args([]))
+
+    def train_for(networks, data, args, seed, steps, measure, every):
+        assert vars(args) == default | {"out": args.out}
+        assert (steps, every) == (5625, 25)
+        rows = {step: {"eigenvalues": ([0.1, step], [-0.1])} for step in range(0, 5626, 25)}
+        for step in 0, 50, 125:
+            rows[step] = {"eigenvalues": ([-0.1, step], [-0.1])}
+        return rows
+
+    monkeypatch.setattr(eigenvalues, "train_for", train_for)
+    found = dict(eigenvalues.follow(data, 0))
     assert list(found[eigenvalues.FROM].values()) == [150, math.inf]
-    assert list(found["500"].values()) == [0.1, -0.1]
-    assert eigenvalues.all_of(data, 0)["125"] == {f"{i}": 125 for i in range(9)}
-
-
-def test_what_is_measured_are_the_eigenvalues_of_w_and_b(data):
-    networks, _, network = fa_of(data)
-    found = eigenvalues.measure(networks, data)
-    product = network.readout.weight.detach() @ network.readout.feedback.T
-    real_parts = eigenvalues.eigenvalues(product).real.tolist()
-    assert found["all"] == sorted(real_parts)
-    assert found["least"] == eigenvalues.least_eigenvalues(network.readout)
+    assert list(found[500].values()) == [0.1, -0.1]
+    assert list(found[125].values()) == [-0.1, -0.1]
+    assert dict(eigenvalues.all_of(data, 0))[125] == {0: -0.1, 1: 125}
 
 
 def test_a_cell_counts_what_is_negative_and_has_the_median_step():
@@ -528,83 +618,65 @@ def test_a_cell_counts_what_is_negative_and_has_the_median_step():
 # taken_away.py
 
 
-def effect(networks):
-    """Say what was done to FA's and BP's networks."""
-    if list(networks) == ["bp"]:
-        return "softmax regression" if isinstance(networks["bp"], nn.Linear) else "BP alone"
-    fa = networks["fa"]
-    if list(networks) == ["fa"]:
-        return "-B" if torch.equal(fa.readout.weight, -fa.readout.feedback) else "FA alone"
-    bp = networks["bp"]
-    if isinstance(fa, turn.Dosed) and isinstance(bp, turn.Dosed):
-        return f"dose {fa.dose}"
-    if not (fa.readout.weight.any() or bp.readout.weight.any() or fa.hidden.weight.any()):
+def effect(network):
+    """Say what was done to a network."""
+    if isinstance(network, nn.Linear):
+        return f"softmax regression of {network.in_features} pixels"
+    if isinstance(network, turn.Dosed):
+        return f"dose {network.dose}"
+    readout = network[1]
+    if not any(weight.any() for weight in network.parameters()):
         return "zero"
-    frozen = {n for n, p in [*fa.named_parameters(), *bp.named_parameters()] if not p.requires_grad}
-    return " ".join(sorted(frozen))
+    if torch.equal(readout.weight, -getattr(readout, "feedback", readout.weight)):
+        return "-B"
+    return " ".join(n for n, weight in network.named_parameters() if not weight.requires_grad)
 
 
 @pytest.mark.parametrize(("hidden", "steps"), [(20, 9375), (1000, 1875)])
 def test_each_row_does_what_its_name_says(data, monkeypatch, hidden, steps):
-    effects = []
+    effects, measured = {}, {}
 
     def train_for(networks, data, args, seed, *rest):
-        assert (args.hidden, *rest) == (hidden, steps, script.measure)
-        effects.append(effect(networks))
-        row = {"fa_error": 1, "bp_error": 2, "fa_weight_angle": 3, "fa_message_angle": 4}
-        return {steps: row}
+        assert (args.hidden, *rest) == (hidden, steps)
+        effects.update({name: effect(network) for name, network in networks.items()})
+        measured.update(script.measure(networks, data))
 
     monkeypatch.setattr(taken_away, "train_for", train_for)
     run = taken_away.take_away if hidden == 20 else taken_away.take_away_from_1000
-    rows = run(data, 0)
-    assert rows["nothing"] == {"FA": 1, "BP": 2, "W and B": 3}
-    assert rows["luck at the start: W starts at −B"] == {"FA": 1, "W and B": 3}
-    assert rows["the hidden layer: softmax regression"] == {"BP": 2}
-    expected = ["", "hidden.bias hidden.weight", "readout.weight", "dose 0", "-B", "zero"]
-    assert effects == [*expected, "softmax regression"]
+    rows = dict(run(data, 0))
+    expected = ["", "hidden.weight hidden.bias", "readout.weight", "dose 0", "-B", "zero"]
+    expected += ["softmax regression of 784 pixels"]
     words = ["nothing", "hidden layer (shallow)", "of W", "copying", "−B", "zero", "softmax"]
-    assert all(word in row for word, row in zip(words, rows, strict=True))
+    for what, word_, done in zip(rows, words, expected, strict=True):
+        rules = {"-B": ["fa"], expected[-1]: ["bp"]}.get(done, ["fa", "bp"])
+        assert word_ in what
+        assert [effects.pop(f"{what}: {rule}") for rule in rules] == [done] * len(rules)
+        columns = {rule.upper(): measured[f"{what}: {rule}_error"] for rule in rules}
+        angle = {"W and B": measured[f"{what}: fa_weight_angle"]} if "fa" in rules else {}
+        assert rows[what] == pytest.approx(columns | angle, nan_ok=True)
+    assert not effects
+
+
+def test_what_is_not_known_is_not_taken_away(data):
+    with pytest.raises(AssertionError):
+        taken_away.without("something else", fa_of(data)[2])
 
 
 def test_b_is_redrawn_or_noise_sent_as_the_rows_say(data, monkeypatch):
-    done = []
-    row = {9375: {"fa_error": 5}}
-    monkeypatch.setattr(taken_away, "train_for", lambda *_: row)
-    monkeypatch.setattr(taken_away, "send_noise", lambda readout: done.append("noise"))
-    monkeypatch.setattr(taken_away, "redraw_B", lambda readout, steps: done.append(steps))
-    rows = taken_away.change_messages(data, 0)
-    assert done == ["noise", 1, 10, 100, 375, 1875, 9375]
-    assert [row.split()[0] for row in rows] == [str(each) for each in done]
+    done, trained = [], {}
 
+    def train_for(networks, data, args, seed, steps):
+        assert steps == 9375
+        trained.update(networks.items())
 
-@pytest.mark.parametrize(
-    ("change", "frozen"),
-    [
-        (taken_away.freeze_hidden, {"hidden.weight", "hidden.bias"}),
-        (taken_away.freeze_W, {"readout.weight"}),
-    ],
-)
-@pytest.mark.parametrize("rule", ["fa", "bp"])
-def test_what_is_frozen(data, change, frozen, rule):
-    networks, _ = common.set_up(data, 0)
-    change(networks)
-    found = set()
-    for name, weight in networks[rule].named_parameters():
-        if not weight.requires_grad:
-            found.add(name)
-    assert found == frozen
-
-
-def test_copying_is_cut_and_starts_are_changed(data):
-    networks, _ = common.set_up(data, 0)
-    taken_away.start_at_zero(networks)
-    assert not any(weight.any() for weight in networks.parameters())
-    assert networks["fa"].readout.feedback.any()
-    taken_away.cut_copying(networks)
-    assert [(type(each), each.dose) for each in networks.values()] == [(turn.Dosed, 0)] * 2
-    networks, _ = common.set_up(data, 0)
-    taken_away.drop_hidden(networks)
-    assert networks["bp"].weight.shape == (10, 784)
+    monkeypatch.setattr(taken_away, "train_for", train_for)
+    monkeypatch.setattr(taken_away, "send_noise", lambda readout: done.append(("noise", readout)))
+    monkeypatch.setattr(taken_away, "redraw_B", lambda *how: done.append((str(how[1]), how[0])))
+    rows = dict(taken_away.change_messages(data, 0))
+    assert list(rows) == ["1", "10", "100", "375", "1875", "noise"]
+    assert done == [(name, network.readout) for name, network in trained.items()]
+    errors = script.measure(nn.ModuleDict(trained), data)
+    assert rows == {name: {"FA": errors[f"{name}_error"]} for name in rows}
 
 
 @pytest.mark.parametrize(("steps", "draws"), [(1, 6), (3, 2), (10, 1)])
@@ -635,15 +707,14 @@ def test_noise_has_each_messages_norm_but_not_its_direction(data):
 # deeper.py
 
 
-@pytest.mark.parametrize("name", deeper.NETWORKS)
+@pytest.mark.parametrize("name", deeper.BEST)
 def test_the_deeper_networks_are_matched_and_differ_in_their_class(name):
     networks = deeper.make_networks(name, 3)
     fa, bp = networks["fa"], networks["bp"]
     assert all(map(torch.equal, fa.parameters(), bp.parameters()))
-    units, between = deeper.NETWORKS[name]
-    assert name.startswith("-".join(map(str, units)))
-    assert name.endswith("tanh" if between is nn.Tanh else "linear")
-    steps = len(units) - 2
+    text, kind = name.split(", ")
+    units = [int(number) for number in text.split("-")]
+    between, steps = {"tanh": nn.Tanh, "linear": nn.Identity}[kind], len(units) - 2
     assert [type(layer) for layer in fa] == [nn.Linear] + [between, FALinear] * steps
     assert [type(layer) for layer in bp] == [nn.Linear] + [between, nn.Linear] * steps
     for layer, inputs, outputs in zip(fa[::2], units, units[1:]):
@@ -655,50 +726,49 @@ def test_the_deeper_networks_are_matched_and_differ_in_their_class(name):
 def test_the_deeper_networks_are_trained_at_the_rate_for_five_epochs(data, monkeypatch):
     seen = []
 
-    def train_for(networks, data, args, seed, steps, measure):
-        seen.append((args.lr, args.batch_size, seed, steps, measure))
-        return {steps: "row"}
+    def train_for(networks, data, args, seed, steps):
+        seen.append((list(networks), args.lr, args.batch_size, seed, steps))
 
     monkeypatch.setattr(deeper, "train_for", train_for)
-    assert deeper.train({}, data, 3, 0.03) == "row"
-    assert seen == [(0.03, 64, 3, 5 * 32, script.measure)]  # 2,000 images
+    name = "784-256-10, tanh"
+    error = deeper.train(name, "fa", data, 3, 0.03)
+    assert error == script.measure(deeper.make_networks(name, 3), data)["fa_error"]
+    assert seen == [(["fa"], 0.03, 64, 3, 5 * 32)]  # 2,000 images
 
 
-def test_rates_are_chosen_on_the_last_10000_training_images(monkeypatch):
+def test_rates_are_tried_on_the_last_10000_training_images(monkeypatch):
     images, labels = torch.arange(30_000)[:, None], torch.arange(30_000)
-    data, seen = script.DataSet("", 10, images, labels, images[:7], labels[:7]), []
+    data = script.DataSet("", 10, images, labels, images[:7], labels[:7])
 
-    def train(networks, held_out, seed, rate):
+    def train(name, rule, held_out, seed, rate):
         assert held_out.train_images.flatten().equal(labels[:20_000])
-        assert held_out.train_labels.equal(labels[:20_000]) and seed == 0
+        assert held_out.train_labels.equal(labels[:20_000])
         assert held_out.test_images.flatten().equal(labels[20_000:])
         assert held_out.test_labels.equal(labels[20_000:])
-        seen.append(rate)
-        return {"fa_error": abs(rate - 3e-2), "bp_error": abs(rate - 3e-3)}
+        return (name, rule, seed, rate)
 
     monkeypatch.setattr(deeper, "train", train)
-    best = {"fa": 3e-2, "bp": 3e-3}
-    assert deeper.choose_rates(data) == dict.fromkeys(deeper.NETWORKS, best)
-    assert seen == [1e-3, 3e-3, 1e-2, 3e-2, 1e-1] * 3
-    done = lambda networks, data, seed, rate: {f"{next(iter(networks))}_error": (seed, rate)}
-    monkeypatch.setattr(deeper, "train", done)
-    for columns in deeper.deeper(data, 2, dict.fromkeys(deeper.NETWORKS, best)).values():
-        assert columns == {"FA, rate": 3e-2, "FA": (2, 3e-2), "BP, rate": 3e-3, "BP": (2, 3e-3)}
+    for rule in "fa", "bp":
+        function, _, _ = deeper.TABLES[f"{rule.upper()} by rate"]
+        for name, errors in function(data, 2):
+            rates = 1e-3, 3e-3, 1e-2, 3e-2, 1e-1
+            assert errors == {rate: (name, rule, 2, rate) for rate in rates}
+
+
+def test_three_seeds_learn_from_all_images_at_the_best_rates(data, monkeypatch):
+    monkeypatch.setattr(deeper, "train", lambda *how: how)
+    rows = dict(deeper.at_best_rates(data, 2))
+    assert list(rows) == list(deeper.BEST)
+    for name, columns in rows.items():
+        fa, bp = deeper.BEST[name]
+        assert columns == {"FA": (name, "fa", data, 2, fa), "BP": (name, "bp", data, 2, bp)}
 
 
 # On MNIST, with room for other processors' rounding
 
 
 def test_writing_and_copying_are_needed_to_use(mnist, monkeypatch):
-    monkeypatch.setattr(phases, "USE", common.EPOCH)
-    errors = {}
-    for name, changes in [
-        ("use", {"write_from": mnist}),
-        ("another B", {"write_from": mnist, "another_B": True}),
-        ("other images", {"write_from": phases.permuted(mnist, 0)}),
-        ("not copied", {"write_from": mnist, "copies": False}),
-    ]:
-        networks, args, _ = fa_of(mnist, phases.TENTH)
-        errors[name] = phases.run(networks, args, mnist, 0, **changes)["8 epochs"]
-    assert errors.pop("use") < 15
-    assert min(errors.values()) > 50
+    monkeypatch.setattr(phases, "use", functools.partial(phases.use, epochs=1))
+    errors = {name: columns["1 epochs"] for name, columns in phases.phases(mnist, 0)}
+    assert errors.pop("write, copy, use") < 15
+    assert len(errors) == 5 and min(errors.values()) > 50

@@ -14,10 +14,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import deeper
 import numpy as np
 import pytest
 import torch
-from common import markdown, mean_and_deviation, values_of
+from common import gather, markdown, mean_and_deviation
 from torch import nn
 from torch.nn import functional as F
 
@@ -41,6 +42,11 @@ def rows_of(run, step=None):
     rows = read_csv(f"{run}/losses.csv")
     step = step or max(int(row["step"]) for row in rows)
     return [row for row in rows if int(row["step"]) == step]
+
+
+def tables_of(name):
+    """Return {table: {row: {column: values over seeds}}} of a script."""
+    return gather(line.values() for line in read_csv(f"{name}.csv"))
 
 
 def mean(name, **place):
@@ -93,7 +99,7 @@ def table_of_the_original():
 
 def table_of_phases():
     """Return the README's table, a part of what phases.py prints."""
-    lines = [line for line in read_csv("phases.csv") if line["table"] == "phases"]
+    rows = tables_of("phases")["phases"]
     texts = ["what is done|angle|before use|after use", "---|---|---|---"]
     for label, row in (
         ("write, copy, use", "write, copy, use"),
@@ -104,26 +110,32 @@ def table_of_phases():
     ):
         cells = [label]
         for column in "angle", "before use", "8 epochs":
-            values = values_of(lines, row=f"linear: {row}", column=column)
-            cells.append(mean_and_deviation("", "", values))
+            cells.append(mean_and_deviation(row, column, rows[row][column]))
         texts.append("|".join(cells))
     return "\n".join(texts)
 
 
 def table_of_the_word():
-    lines = read_csv("word.csv")
+    lines = [list(line.values())[1:] for line in read_csv("word.csv")]
     texts = ["W|reads|mean cosine|least", "---|---|---|---"]
-    for row in "start", "FA", "BP":
-        texts.append("|".join([row, *(line["value"] for line in lines if line["row"] == row)]))
-    return "\n".join(texts)
+    return "\n".join([*texts, *("|".join(line) for line in lines)])
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_the_reports_tables_are_what_the_scripts_print(name):
+    tables = tables_of(name)
     for table, (_, seeds, cell) in importlib.import_module(name).TABLES.items():
         lines = [line for line in read_csv(f"{name}.csv") if line["table"] == table]
         assert {int(line["seed"]) for line in lines} == set(range(seeds))
-        assert cell is None or markdown(table, lines, cell) in REPORT
+        assert cell is None or markdown(table, tables[table], cell) in REPORT
+
+
+def test_the_rates_are_those_with_the_least_errors():
+    tables = tables_of("deeper")
+    for name, rates in deeper.BEST.items():
+        for rule, rate in zip(("FA", "BP"), rates):
+            errors = tables[f"{rule} by rate"][name]
+            assert float(min(errors, key=errors.get)) == rate
 
 
 def test_the_other_tables_are_those_of_the_files():
@@ -134,21 +146,19 @@ def test_the_other_tables_are_those_of_the_files():
 
 
 def test_what_the_scripts_print_bears_the_sentences():
-    assert read_csv("word.csv")[3]["value"] == "DUPLICATES"
-    assert read_csv("word.csv")[6]["value"] == "BACKGROUND"
+    assert [line["reads"] for line in read_csv("word.csv")[1:]] == ["DUPLICATES", "BACKGROUND"]
     errors = {"negative": [], "positive": []}
-    for line in read_csv("phases.csv"):
-        if line["table"] == "writing" and line["column"] == "8 epochs":
-            errors[line["row"].split()[-1]].append(float(line["value"]))
+    for row, columns in tables_of("phases")["writing"].items():
+        errors[row.split()[-1]] += columns.get("4 epochs", [])
     assert min(errors["negative"]) > 20 > max(errors["positive"])
     assert sum(map(len, errors.values())) == 42
-    turns = {}
-    for line in read_csv("turn.csv"):
-        step, _, kind = line["column"].partition(": ")
-        if step == "48":
-            turns.setdefault((line["row"], line["seed"]), {})[kind] = float(line["value"])
-    assert len(turns) == 35
-    assert max(abs(turn["computed"] - turn["measured"]) for turn in turns.values()) < 2.5
+    rows = tables_of("turn")["dose"]
+    doses = {row.partition(",")[0] for row in rows}
+    assert len(doses) == 7
+    for dose in doses:
+        computed, measured = rows[f"{dose}, computed"]["48"], rows[f"{dose}, measured"]["48"]
+        assert len(measured) == 5
+        assert np.subtract(computed, measured) == pytest.approx(0, abs=2.5)
 
 
 def taken(row, column):
@@ -160,17 +170,20 @@ def test_the_readmes_sentences_have_the_files_figures():
     fa = mean_of_run("mnist", "fa_error")
     bp = mean_of_run("mnist", "bp_error")
     shallow = mean_of_run("mnist", "shallow_error")
-    zero, frozen = "the start: all weights from zero", "learning of W"
+    frozen_fa = mean_of_run("frozen-readout", "fa_error")
+    frozen_bp = mean_of_run("frozen-readout", "bp_error")
+    zero = "the start: all weights from zero"
     rows = "write, copy, use", "use another B", "write errors of other images"
     rows += "write nothing, usual start", "copy nothing"
-    relu = [mean("phases", row=f"ReLU: {row}", column="8 epochs") for row in rows]
-    tanh_fa = mean("deeper", row="784-256-64-10, tanh", column="FA")
-    tanh_bp = mean("deeper", row="784-256-64-10, tanh", column="BP")
+    relu = [mean("phases", table="phases, ReLU", row=row, column="8 epochs") for row in rows]
+    best = {"table": "at the best rates", "row": "784-256-64-10, tanh"}
+    tanh_fa = mean("deeper", **best, column="FA")
+    tanh_bp = mean("deeper", **best, column="BP")
     for claim in (
         f"at {fa:.1f} % test error, BP at {bp:.1f}",
         f"only the last layer learns: {shallow:.0f} %",
         f"FA gets to {taken(zero, 'FA'):.1f} %",
-        f"gets to {taken(frozen, 'BP'):.1f} % through it; FA stays at {taken(frozen, 'FA'):.0f}",
+        f"gets to {frozen_bp:.1f} % through it; FA stays at {frozen_fa:.0f}",
         f"{relu[0]:.1f} %, and {min(relu[1:]):.0f} to {max(relu[1:]):.0f} in the other rows",
         f"FA gets to {tanh_fa:.1f} % in five epochs and BP to {tanh_bp:.1f} %",
     ):
