@@ -28,10 +28,10 @@ def set_up(data, seed, *options, rules=("fa", "bp"), relu=False):
 
 
 def train_for(networks, data, args, seed, steps, measure=lambda *_: {}, every=None):
-    """Train for `steps`; return {step: row with measures}, `every` so many and at powers of two."""
+    """Train for `steps`, anew from the seed's first mini-batch; return rows as {step: row}."""
     args.log_every, args.epochs = every or steps, steps  # more epochs than are needed
-    optimizer = script.make_optimizer(networks, args)  # a new one, and new mini-batches
-    rows = {}
+    optimizer = script.make_optimizer(networks, args)
+    rows = {}  # one at 0, at the powers of two below `every`, and at each `every`
     for row in script.train(networks, optimizer, data, args, seed, measure):
         rows[row["step"]] = row
         if row["step"] >= steps:
@@ -40,7 +40,7 @@ def train_for(networks, data, args, seed, steps, measure=lambda *_: {}, every=No
 
 @functools.cache
 def load(data_dir):
-    """Return MNIST."""
+    """Return MNIST. (From now on the process uses one thread.)"""
     torch.set_num_threads(1)
     if len(list(Path(data_dir).glob("MNIST/raw/*-ubyte"))) < 4:  # load_data would download it
         sys.exit(f"no MNIST in {data_dir}: python train_fa_vs_bp_linear_model.py gets it, to data")
@@ -69,7 +69,7 @@ def gather(lines):
 
 def mean_and_deviation(_row, _column, values):
     """Return "mean±sample standard deviation"; of one value, itself."""
-    numbers = [statistics.fmean(values), *([statistics.stdev(values)] if values[1:] else [])]
+    numbers = [f(values) for f in (statistics.fmean, statistics.stdev)[: len(values)]]
     return "±".join(f"{number:.{1 if abs(numbers[0]) >= 1 else 3}f}" for number in numbers)
 
 
@@ -86,14 +86,14 @@ def main(file, doc, tables, draw=None):
     """Run a script; tables is {name: (function, seeds, cell)}, and draw(gathered) its picture."""
     parser = argparse.ArgumentParser(description=doc.partition("\n")[0])
     parser.add_argument("data_dir", help="where MNIST is")
-    parser.add_argument("--seeds", type=script.in_range(int, 1), help="so many, and write nothing")
+    parser.add_argument("--seeds", type=script.in_range(int, 1), help="so many; nothing is written")
     args = parser.parse_args()
     signal.signal(signal.SIGINT, lambda *_: sys.exit("Stopped; nothing is written."))
     load(args.data_dir)  # an error now, not in each process
     tasks = []
     for name, (function, seeds, _) in tables.items():
         tasks += [(name, function, args.data_dir, seed) for seed in range(seeds)[: args.seeds]]
-    # The processes of the Pool ignore Ctrl-C. This one, when it leaves the block, ends them at once.
+    # The Pool's processes ignore Ctrl-C; this one, when it leaves the block, ends them.
     with multiprocessing.Pool(None, signal.signal, (signal.SIGINT, signal.SIG_IGN)) as pool:
         lines = [line for part in pool.imap_unordered(lines_of, tasks) for line in part]
     lines.sort(key=lambda line: (list(tables).index(line[0]), line[3]))  # by table and seed

@@ -4,8 +4,8 @@
 
 8 minutes on two cores. One layer of FA's networks learns at a time: the hidden layer writes, for 64
 steps; the readout copies, for 2,000; the hidden layer uses the W that now stands still, for eight
-epochs. W and V, but not B, start a tenth as large as usual, save in "usual start". In the table
-"writing", other numbers of steps are written, and W is used for four epochs.
+epochs. W and V, but not B, start a tenth as large as usual, save in "usual start". "Other images":
+training labels are permuted during writing. In the table "writing", four epochs use what was copied.
 
 Columns: ‖ΔV‖ is how much was written; the angle of W and B, and the least eigenvalue (real part) of
 W B^T and of its symmetric part, of the W and B that are used; then test errors in percent.

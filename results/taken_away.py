@@ -35,7 +35,7 @@ def without(what, network):
     elif what == "learning of W":
         readout.weight.requires_grad_(False)
     elif what == "copying":
-        return Dosed(network, 0)
+        return Dosed(network, 0)  # W learns from the hidden units as they were at the start
     elif what.endswith("W starts at −B"):
         readout.weight.data = -readout.feedback
     elif what.endswith("all weights from zero"):
@@ -70,7 +70,7 @@ def take_away_from_1000(data, seed):
 
 
 def redraw_B(readout, steps):
-    """Draw B anew before each so many uses of the readout in training."""
+    """Draw B anew at the first step, and then every so many."""
     uses = itertools.count()
 
     def hook(readout, _inputs):

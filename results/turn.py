@@ -1,12 +1,12 @@
-"""Is it copying that turns W toward B, and how far? Compute the turn before training, and train.
+"""How far does copying turn W toward B? Compute it before training, and train.
 
     python results/turn.py DATA_DIR                writes turn.csv and turn.png beside this file
 
 1 minute on two cores. W and V start a tenth as large as usual, B does not. W learns from
 h0 + s (h - h0) in place of h, where h0 is what the hidden layer computed before training: so s, the
 dose, is 1 as usual, 0 to cut the copying, -1 to reverse it. Outputs and messages are as usual.
-The second table is the law: while both layers learn, in small steps, the inner product of W and B
-grows by half of what |V|^2 grows.
+The second table is the law: while both layers learn, in small steps of plain SGD, the inner product
+of W and B grows by half of what |V|^2 grows. (V has the bias as one more column.)
 """
 
 import copy
@@ -31,7 +31,7 @@ class Dosed(nn.Module):
     def forward(self, images):
         h, h0 = self.hidden(images), self.hidden_at_start(images)
         more = nn.functional.linear((self.dose - 1) * (h - h0).detach(), self.readout.weight)
-        zero = more - more.detach()  # but its gradient is that of `more`
+        zero = more - more.detach()  # but its gradient is what W is to learn more
         return self.readout(h) + zero
 
 
@@ -41,7 +41,7 @@ def compute(network, data, args, dose):
     Then M, the mean of e u^T over the training images, stays what it is. The hidden layer gains
     -a B^T M; W gains -a M V^T from h0, and dose k M M^T B from what was written. For plain SGD, a
     is lr t, and k is lr^2 t (t - 1) / 2; with momentum and weight decay, what the optimizer makes
-    of two numbers whose gradients are -1 and -a. (That W and V themselves decay is left out.)
+    of two numbers whose gradients are -1 and -a. (That the W and V of the start decay is left out.)
     """
     hidden, readout = network
     W = readout.weight.detach()

@@ -5,6 +5,7 @@ import csv
 import functools
 import math
 import os
+import runpy
 import signal
 import sys
 import time
@@ -51,7 +52,7 @@ def run(monkeypatch):
 
     def run(main, *arguments, **others):
         monkeypatch.setattr(sys, "argv", ["x.py", *arguments])
-        main(**others)
+        return main(**others)
 
     yield run
     signal.signal(signal.SIGINT, handler)
@@ -236,6 +237,13 @@ def test_without_mnist_a_line_names_the_command_and_nothing_is_downloaded(tiny_m
     with pytest.raises(SystemExit, match="train_fa_vs_bp_linear_model.py"):
         common.load(tiny_mnist)
     assert len(list(Path(tiny_mnist).glob("MNIST/raw/*"))) == 3
+
+
+@pytest.mark.parametrize("name", ["word", "phases", "turn", "eigenvalues", "taken_away", "deeper"])
+def test_each_script_is_a_command(run, folder, name):
+    path = Path(common.__file__).with_name(f"{name}.py")
+    with pytest.raises(SystemExit, match=f"no MNIST in {folder}"):
+        run(runpy.run_path, str(folder), path_name=str(path), run_name="__main__")
 
 
 # word.py
@@ -523,11 +531,11 @@ def test_the_law_is_for_plain_sgd_and_the_default_with_and_without_a_relu(data, 
         is_relu = networks["fa"].hidden(data.test_images).min().item() == 0
         seen.append((args.momentum, args.weight_decay, is_relu, args.init_scale, steps))
         start = {"angle": 9, "inner product": 1, "½‖V‖²": 2}
-        return {0: start, 1: None, steps: {"angle": 8, "inner product": 2, "½‖V‖²": 4}}
+        return {0: start, 1: None, steps: {"angle": 8, "inner product": 4, "½‖V‖²": 6}}
 
     monkeypatch.setattr(turn, "train_for", train_for)
     rows = dict(turn.law(data, 0))
-    assert rows["plain SGD, linear"] == {"inner product": 1, "½‖V‖²": 2, "ratio, %": 50}
+    assert rows["plain SGD, linear"] == {"inner product": 3, "½‖V‖²": 4, "ratio, %": 75}
     assert list(rows) == [
         f"{how}, {n}" for how in ("plain SGD", "default") for n in ("linear", "ReLU")
     ]
