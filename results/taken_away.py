@@ -110,7 +110,7 @@ def change_messages(data, seed):
 
 TABLES = {
     "taken away": (take_away, 3, mean_and_deviation),
-    "taken away, 1000 units": (take_away_from_1000, 2, mean_and_deviation),
+    "taken away, 1000 units": (take_away_from_1000, 3, mean_and_deviation),
     "steps with the same B": (change_messages, 3, mean_and_deviation),
 }
 
