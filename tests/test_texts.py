@@ -152,6 +152,13 @@ def test_what_the_scripts_print_bears_the_sentences():
         errors[row.split()[-1]] += columns.get("4 epochs", [])
     assert min(errors["negative"]) > 20 > max(errors["positive"])
     assert sum(map(len, errors.values())) == 42
+    few = [tables_of("phases")["writing"][f"{steps} steps, positive"] for steps in (4, 8)]
+    assert max(max(columns["4 epochs"]) for columns in few) < 13
+    behind = []
+    for columns in tables_of("deeper")["at the best rates"].values():
+        behind.append(np.mean(columns["FA"]) - np.mean(columns["BP"]))
+    claim = f"FA is {behind[0]:.1f} points behind with a tanh, {behind[1]:.1f} with one more layer"
+    assert claim in REPORT
     rows = tables_of("turn")["dose"]
     doses = {row.partition(",")[0] for row in rows}
     assert len(doses) == 7
