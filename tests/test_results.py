@@ -3,6 +3,7 @@
 import copy
 import csv
 import functools
+import io
 import math
 import os
 import runpy
@@ -37,12 +38,9 @@ def data():
 @pytest.fixture(autouse=True)
 def two_layers(data):
     """The experiments refuse other networks; who changes the script's is not to fight their tests."""
-    try:
-        network = common.set_up(data, 0)[0]["fa"]
-    except AssertionError as refused:
-        pytest.skip(str(refused))
-    if network.readout.weight.dtype != torch.float32:
-        pytest.skip("the experiments load float32")
+    network = script.make_network(data, 20, nn.Linear)
+    if len(network) != 2 or data.train_images.dtype != torch.float32:
+        pytest.skip("experiments are about two layers, and load float32")
 
 
 @pytest.fixture
@@ -186,6 +184,15 @@ def test_tables_are_printed_and_files_written_without_seeds_alone(run, tiny_mnis
     assert lines[3] == {"table": "t", "row": "a", "column": "x", "seed": "1", "value": "2"}
 
 
+def test_what_a_files_encoding_lacks_is_replaced(run, tiny_mnist, monkeypatch):
+    output = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(output, encoding="ascii"))
+    tables = {"t": (random_table, 2, common.mean_and_deviation)}
+    run(common.main, tiny_mnist, file="x.py", doc="", tables=tables)
+    sys.stdout.flush()
+    assert b"a|1.0?1.4|" in output.getvalue()
+
+
 def picture(gathered):
     """A picture that needs what was gathered, when the CSV is written already."""
     assert gathered["t"]["a"] == {"x": [0.0, 2.0]} and gathered["u"]["9"]["5"] == [1.0]
@@ -279,6 +286,19 @@ def test_b_spells_both_networks_start_as_the_other_word_and_what_is_gained_is_by
     assert not torch.allclose(found["BP"], found["FA"])
 
 
+def test_each_row_of_the_picture_is_a_matrix_white_where_it_is_positive():
+    names = "B", "start", "gained", "FA", "BP"
+    matrices = {name: torch.randn(10, 400) for name in names}
+    panels = word.draw(matrices).axes
+    assert [panel.get_title() for panel in panels[:10]] == list("0123456789")
+    for number, matrix in enumerate(matrices.values()):
+        for digit in range(10):
+            (image,) = panels[10 * number + digit].images
+            assert image.get_array().flatten().tolist() == matrix[digit].tolist()
+            black, white = image.get_clim()
+            assert black == -white < 0 and image.get_cmap().name == "gray"
+
+
 @pytest.mark.parametrize("words", [["algorithms", "BACKGROUND"], []], ids=str)
 def test_what_w_reads_is_printed_and_the_picture_named_by_the_words(
     run, folder, monkeypatch, capsys, words
@@ -288,7 +308,12 @@ def test_what_w_reads_is_printed_and_the_picture_named_by_the_words(
     matrices = {name: word.spell(text, torch.randn(9)) for name, text in spelled.items()}
     monkeypatch.setattr(word, "load", lambda _: None)
     monkeypatch.setattr(word, "__file__", str(folder / "word.py"))
-    monkeypatch.setattr(word, "train", lambda _data, B, W, steps: matrices if steps == 1875 else {})
+
+    def train(_data, *how):
+        assert how == ("ALGORITHMS" if words else "DUPLICATES", "BACKGROUND", 1875)
+        return matrices
+
+    monkeypatch.setattr(word, "train", train)
     run(word.main, "nowhere", *words)
     rows = ["start|BACKGROUND|1.00|1.00", "FA|ALGORITHMS|1.00|1.00", "BP|IMPORTANCE|1.00|1.00"]
     assert capsys.readouterr().out.splitlines()[-3:] == rows
@@ -563,6 +588,23 @@ def test_what_is_computed_and_measured_stands_at_its_step_and_dose(data, monkeyp
     assert rows["2, measured"] == {step: -step for step in (0, 16, 32, 48, 64, 80, 96)}
 
 
+def test_the_picture_has_each_dose_under_its_name_and_what_was_computed_dashed():
+    rows = {}
+    for dose in -1, 0, 1:
+        rows[f"{dose}, computed"] = {f"{step}": [dose, dose + 2.0] for step in turn.STEPS}
+        rows[f"{dose}, measured"] = {f"{step}": [10.0 * dose, 10.0 * dose] for step in turn.STEPS}
+    panel = turn.draw({"dose": rows}).axes[0]
+    names = ["W copies with the opposite sign", "W cannot copy", "W copies, as usual"]
+    handles, labels = panel.get_legend_handles_labels()
+    assert set(labels) == {*names, "computed before training"}
+    for dose, name in zip((-1, 0, 1), names):
+        line = handles[labels.index(name)].lines[0]
+        assert list(line.get_xdata()) == list(turn.STEPS)
+        assert set(line.get_ydata().tolist()) == {10.0 * dose}
+    dashed = [line for line in panel.lines if line.get_linestyle() == "--"]
+    assert [line.get_ydata()[0].item() for line in dashed] == [0.0, 1.0, 2.0]
+
+
 def test_on_mnist_each_dose_turns_w_as_was_computed(mnist):
     rows = dict(turn.turn(mnist, 0))
     measured = {}
@@ -616,6 +658,17 @@ def test_from_which_step_none_is_negative(data, monkeypatch):
     assert list(found[500].values()) == [0.1, -0.1]
     assert list(found[125].values()) == [-0.1, -0.1]
     assert dict(eigenvalues.all_of(data, 0))[125] == {0: -0.1, 1: 125}
+
+
+def test_the_picture_has_nine_eigenvalues_and_their_mean():
+    rows = {step: {f"{i}": [i + float(step)] for i in range(9)} for step in ("0", "125", "5625")}
+    panel = eigenvalues.draw({"all, seed 0": rows}).axes[0]
+    *curves, mean, _zero = panel.lines
+    assert [list(curve.get_ydata()) for curve in curves] == [
+        [i, i + 125, i + 5625] for i in range(9)
+    ]
+    assert mean.get_label() == "their mean" and list(mean.get_ydata()) == [4, 129, 5629]
+    assert list(mean.get_xdata()) == [0, 125, 5625]
 
 
 def test_a_cell_counts_what_is_negative_and_has_the_median_step():
