@@ -86,7 +86,7 @@ def main(file, doc, tables, draw=None):
     """Run a script; tables is {name: (function, seeds, cell)}, and draw(gathered) its picture."""
     parser = argparse.ArgumentParser(description=doc.partition("\n")[0])
     parser.add_argument("data_dir", help="where MNIST is")
-    parser.add_argument("--seeds", type=script.in_range(int, 1), help="so many; nothing is written")
+    parser.add_argument("--seeds", type=script.in_range(int, 1), help="so many; writes nothing")
     args = parser.parse_args()
     signal.signal(signal.SIGINT, lambda *_: sys.exit("Stopped; nothing is written."))
     load(args.data_dir)  # an error now, not in each process
