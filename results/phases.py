@@ -24,54 +24,44 @@ from fa_linear import FALinear
 WRITE, COPY = 64, 2000  # steps
 
 
-def errors(networks, data):
-    """Return {name: test error in percent}."""
-    found = {}
-    for name, network in networks.items():
-        with torch.no_grad():
-            y = network(data.test_images)
-        wrong = y.argmax(dim=1) != data.test_labels
-        found[name] = 100 * wrong.float().mean().item()
-    return found
-
-
-def learn(layer, names, networks, data, args, seed, steps, every=None):
-    """Let one layer of some networks learn; return {step: row} with their test errors."""
+def learn(layer, names, networks, data, args, seed, steps, **measuring):
+    """Let one layer of some networks learn; return the rows of what is measured, {step: row}."""
     networks.requires_grad_(False)
     some = nn.ModuleDict({name: networks[name] for name in names})
     for network in some.values():
         getattr(network, layer).requires_grad_(True)
-    return train_for(some, data, args, seed, steps, errors, every)
+    return train_for(some, data, args, seed, steps, **measuring)
 
 
 def use(networks, start, data, args, seed, epochs=8):
-    """Let the hidden layers use what was copied; yield names and columns."""
+    """Let the hidden layers use what was copied; yield each network's name and columns."""
     written = {}
     for name in networks:
         change = networks[name].hidden.weight - start[name].hidden.weight
         written[name] = change.norm().item()
-    rows = learn("hidden", networks, networks, data, args, seed, epochs * EPOCH, every=EPOCH)
-    for name in networks:
+    end = epochs * EPOCH
+    measuring = {"measure": script.measure, "every": EPOCH}
+    rows = learn("hidden", networks, networks, data, args, seed, end, **measuring)
+    for name, network in networks.items():
         columns = {"‖ΔV‖": written[name]}
-        readout = networks[name].readout
-        W, B = readout.weight.detach().flatten(), readout.feedback.flatten()
-        columns["angle"] = script.angle(W, B).item()
-        whole, symmetric = eigenvalues(readout)
-        columns["least eigenvalue"], columns["symmetric part"] = whole[0], symmetric[0]
-        columns["before use"] = rows[0][name]
-        columns["use, 1 epoch"] = rows[EPOCH][name]
-        columns[f"{epochs} epochs"] = rows[epochs * EPOCH][name]
+        columns["angle"] = rows[0][f"{name}_weight_angle"]
+        whole, symmetric = eigenvalues(network.readout)
+        columns["least eigenvalue"] = whole[0]
+        columns["symmetric part"] = symmetric[0]
+        columns["before use"] = rows[0][f"{name}_error"]  # step 0: nothing has been used yet
+        columns["use, 1 epoch"] = rows[EPOCH][f"{name}_error"]
+        columns[f"{epochs} epochs"] = rows[end][f"{name}_error"]
         yield name, columns
 
 
 def permuted(data, seed):
-    """Return the data with the training labels permuted."""
+    """Return the data with the training labels permuted: errors are of other images' labels."""
     order = torch.randperm(len(data.train_labels), generator=torch.Generator().manual_seed(seed))
     return data._replace(train_labels=data.train_labels[order])
 
 
 def phases(data, seed, hidden=20, relu=False):
-    """Do one thing differently at a time."""
+    """Do one thing differently at a time, all in networks that start alike."""
     networks = nn.ModuleDict()
     for name, scale in (
         ("write, copy, use", 0.1),
@@ -82,6 +72,7 @@ def phases(data, seed, hidden=20, relu=False):
         ("copy nothing", 0.1),
     ):
         options = f"--hidden={hidden}", f"--init-scale={scale}"
+        # One network, which learns by FA, as the training script makes it; and its arguments.
         made, args = set_up(data, seed, *options, rules=["fa"], relu=relu)
         networks[name] = made["fa"]
     start = copy.deepcopy(networks)
@@ -120,6 +111,7 @@ def span(_row, column, values):
 
 
 with_relu = functools.partial(phases, hidden=50, relu=True)
+# table: (function of data and seed, number of seeds, what stands in a cell)
 TABLES = {
     "phases": (phases, 5, mean_and_deviation),
     "phases, ReLU": (with_relu, 3, mean_and_deviation),
