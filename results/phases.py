@@ -2,7 +2,7 @@
 
     python results/phases.py DATA_DIR              writes phases.csv beside this file
 
-7 minutes on two cores. One layer of FA's networks learns at a time: the hidden layer writes, for 64
+6 minutes on two cores. One layer of FA's networks learns at a time: the hidden layer writes, for 64
 steps; the readout copies, for 2,000; the hidden layer uses the W that now stands still, for eight
 epochs. W and V, but not B, start a tenth as large as usual, save in "usual start". "Other images":
 training labels are permuted during writing. In the table "writing", four epochs use what was copied.
