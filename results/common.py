@@ -3,13 +3,13 @@
 import argparse
 import csv
 import functools
-import multiprocessing
 import signal
 import statistics
 import sys
+from multiprocessing import Pool
 from pathlib import Path
 
-import torch
+from torch import nn, set_num_threads
 
 sys.path.insert(0, f"{Path(__file__).parents[1]}")
 import train_fa_vs_bp_linear_model as script
@@ -21,27 +21,29 @@ def set_up(data, seed, *options, rules=("fa", "bp"), relu=False):
     """Return matched networks of some rules, as the script makes them, and its arguments."""
     args = script.make_parser().parse_args(options)
     networks = script.matched_networks(data, args, seed)
-    assert all(len(each) == 2 for each in networks.values()), "experiments are about two layers"
-    for network in networks.values() if relu else ():
-        network.hidden.register_forward_hook(lambda _layer, _images, h: h.relu())
-    return torch.nn.ModuleDict({rule: networks[rule] for rule in rules}), args
+    for rule, layers in networks.items():
+        assert [*map(type, layers)] == [nn.Linear, script.RULES[rule]], "not two linear layers"
+        if relu:
+            layers.hidden.register_forward_hook(lambda _layer, _images, h: h.relu())
+    return nn.ModuleDict({rule: networks[rule] for rule in rules}), args
 
 
 def train_for(networks, data, args, seed, steps, measure=lambda *_: {}, every=None):
     """Train for `steps`, anew from the seed's first mini-batch; return rows as {step: row}."""
     args.log_every, args.epochs = every or steps, steps  # more epochs than are needed
+    assert steps % args.log_every == 0, "there would be no row to stop at"
     optimizer = script.make_optimizer(networks, args)
     rows = {}  # one at 0, at the powers of two below `every`, and at each `every`
     for row in script.train(networks, optimizer, data, args, seed, measure):
         rows[row["step"]] = row
-        if row["step"] >= steps:
+        if row["step"] == steps:
             return rows
 
 
 @functools.cache
 def load(data_dir):
     """Return MNIST. (From now on the process uses one thread.)"""
-    torch.set_num_threads(1)
+    set_num_threads(1)
     if len(list(Path(data_dir).glob("MNIST/raw/*-ubyte"))) < 4:  # load_data would download it
         sys.exit(f"no MNIST in {data_dir}: python train_fa_vs_bp_linear_model.py gets it, to data")
     return script.load_data("mnist", data_dir)
@@ -62,8 +64,7 @@ def gather(lines):
     """Return {table: {row: {column: values over seeds}}}."""
     tables = {}
     for table, row, column, _seed, value in lines:
-        columns = tables.setdefault(table, {}).setdefault(row, {})
-        columns.setdefault(column, []).append(float(value))
+        tables.setdefault(table, {}).setdefault(row, {}).setdefault(column, []).append(float(value))
     return tables
 
 
@@ -93,8 +94,7 @@ def main(file, doc, tables, draw=None):
     tasks = []
     for name, (function, seeds, _) in tables.items():
         tasks += [(name, function, args.data_dir, seed) for seed in range(seeds)[: args.seeds]]
-    # The Pool's processes ignore Ctrl-C; this one, when it leaves the block, ends them.
-    with multiprocessing.Pool(None, signal.signal, (signal.SIGINT, signal.SIG_IGN)) as pool:
+    with Pool(None, signal.signal, (signal.SIGINT, signal.SIG_IGN)) as pool:  # left, it ends all
         lines = [line for part in pool.imap_unordered(lines_of, tasks) for line in part]
     lines.sort(key=lambda line: (list(tables).index(line[0]), line[3]))  # by table and seed
     gathered = gather(lines)

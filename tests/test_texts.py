@@ -49,10 +49,9 @@ def tables_of(name):
     return gather(line.values() for line in read_csv(f"{name}.csv"))
 
 
-def mean(name, **place):
+def mean(name, table, row, column):
     """Return the mean of a script's figures at a place, over seeds."""
-    lines = [line for line in read_csv(f"{name}.csv") if place.items() <= line.items()]
-    return statistics.fmean(float(line["value"]) for line in lines)
+    return statistics.fmean(tables_of(name)[table][row][column])
 
 
 def mean_of_run(run, column):
